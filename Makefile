@@ -1,0 +1,54 @@
+# Fronts on the `scalelab` command. Values come from the command line alone (`make run STRATEGY=zero2 GPUS=2`):
+# launch/make_front.py reads them from MAKEFLAGS, so neither make nor a shell ever expands one.
+
+# Freeze every command-line variable as plain text, so that make does not expand `$(shell …)` in it.
+$(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$(eval override $v := $$(value $v))))
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/sh
+
+override VENV := .venv
+override PY := $(VENV)/bin/python
+override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' | sort)
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format bench test-gpu clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+	@printf '\n  e.g. make run STRATEGY=zero2 GPUS=2 PRECISION=bf16 — every option of `scalelab run` in capitals\n'
+
+install: $(VENV)/installed ## set up .venv (every other target does so when needed)
+
+# The environment is made again when what it is made from changes; the package, when a file comes or goes.
+$(VENV)/dependencies: pyproject.toml constraints.txt
+	@sh launch/setup_venv.sh $(VENV)
+
+$(VENV)/installed: $(VENV)/dependencies $(VENV)/sources
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .
+	@touch $@
+
+.PHONY: always
+$(VENV)/sources: always
+	@mkdir -p $(VENV)
+	@printf '%s\n' $(SOURCES) | cmp -s - $@ || printf '%s\n' $(SOURCES) > $@
+
+run: install ## train one model: STRATEGY=ddp|single|zero2 GPUS=2 MODEL=tiny PRECISION=bf16 …
+	@$(PY) -m scalelab.launch.make_front run
+
+test: install ## the test suite
+	@$(PY) -m pytest
+
+check: install ## ruff and pyright
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
+
+format: install ## let ruff rewrite the sources
+	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+bench: install ## measure the loop's and the loader's cost against plain PyTorch and webdataset
+	@$(PY) -m tests.bench
+
+test-gpu: install ## the tests that need CUDA
+	@$(PY) -m pytest -m gpu
+
+clean: ## remove the environment and build files; runs and cached data stay
+	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

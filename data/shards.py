@@ -1,0 +1,99 @@
+"""Tar shards and the samples in them: where each lies, found by reading the tar headers. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import DataError
+from .tar import scan, split_name
+
+MAX_FIELDS = 256
+"""Members that one sample may have."""
+
+
+class SampleEntry(NamedTuple):
+    """Where one sample lies in its shard: the bytes [offset, offset + bytes) hold its tar headers and contents."""
+
+    key: str
+    offset: int
+    bytes: int
+    crc32: int | None
+    """CRC-32 (zlib) of those bytes; None for shards that came without a manifest."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file. `sha256` is None, and `modified_ns` is given instead, where the shard came without a manifest."""
+
+    name: str
+    split: str
+    bytes: int
+    sha256: str | None
+    samples: tuple[SampleEntry, ...]
+    modified_ns: int | None = None
+
+
+def index_shard(path: Path, split: str, *, checksums: bool) -> Shard:
+    """The samples of one shard: runs of members with the same key, as WebDataset groups them.
+
+    With `checksums` every byte is read, else only the tar headers. Raises `DataError` naming shard and offset on
+    damaged headers, a field given twice, a key that occurs twice, or a file without samples.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size == 0:
+            raise DataError(f"{path.name}: the file is empty (0 bytes)")
+        samples: list[SampleEntry] = []
+        fields: set[str] = set()
+        for member in scan(lambda offset, count: os.pread(descriptor, count, offset), 0, size):
+            key, field = split_name(member.name)
+            if not field:
+                continue
+            if samples and samples[-1].key == key:
+                if field in fields or len(fields) == MAX_FIELDS:
+                    problem = "twice" if field in fields else f"as one of more than {MAX_FIELDS} fields"
+                    raise DataError(f"offset {member.start}: {key!r} has the field {field!r} {problem}")
+                samples[-1] = samples[-1]._replace(bytes=member.end - samples[-1].offset)
+                fields.add(field)
+            else:
+                samples.append(SampleEntry(key, member.start, member.end - member.start, None))
+                fields = {field}
+        if not samples:
+            raise DataError("no sample in it: members are named <key>.<field>, such as 000001.cam0.jpg")
+        _refuse_duplicates(samples)
+        digest = _add_checksums(descriptor, samples) if checksums else None
+        modified = None if checksums else os.fstat(descriptor).st_mtime_ns
+        return Shard(path.name, split, size, digest, tuple(samples), modified)
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_duplicates(samples: list[SampleEntry]) -> None:
+    seen: dict[str, int] = {}
+    for sample in samples:
+        if sample.key in seen:
+            raise DataError(f"offset {sample.offset}: key {sample.key!r} again, first at offset {seen[sample.key]}")
+        seen[sample.key] = sample.offset
+
+
+def _add_checksums(descriptor: int, samples: list[SampleEntry]) -> str:
+    """Fills in each sample's CRC-32 and returns the SHA-256 of the whole file."""
+    digest, position = hashlib.sha256(), 0
+    for number, sample in enumerate(samples):
+        digest.update(os.pread(descriptor, sample.offset - position, position))
+        content = os.pread(descriptor, sample.bytes, sample.offset)
+        digest.update(content)
+        samples[number] = sample._replace(crc32=zlib.crc32(content))
+        position = sample.offset + sample.bytes
+    while rest := os.pread(descriptor, 1 << 20, position):
+        digest.update(rest)
+        position += len(rest)
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""The parts of a rank's job put together: determinism, who it is, and what happens between its steps."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..models.contract import ModelSource
+from ..profiles.records import StartRecord
+from ..profiles.runfolder import RunFolder
+from . import checkpoint
+from .config import RunConfig, is_user_model
+from .environment import boot_id, cpu_name, versions
+from .evaluation import Evaluation
+from .loop import Event
+from .ranks import Rank
+from .schedule import Step
+from .strategies._contract import Setting, Sharded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything one rank trains with."""
+
+    config: RunConfig
+    setting: Setting
+    source: ModelSource
+    run: Sharded
+    device: torch.device
+    rank: Rank
+    folder: RunFolder
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(width, height) of the images that our own model takes; None for a user's."""
+        if is_user_model(self.config.model):
+            return None
+        config = self.run.module.config
+        return config.image_width, config.image_height
+
+
+def prepare_determinism(config: RunConfig) -> None:
+    """With `--deterministic`, kernels that give the same bits each time, or an error where there are none."""
+    if config.deterministic:
+        # cuBLAS reads this when its first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def events_of(job: Job) -> list[Event]:
+    """What happens between steps: evaluation, then checkpoints."""
+    config = job.config
+    final = config.warmup + (config.steps or 0) - 1
+
+    def every(steps: int) -> Callable[[Step], bool]:
+        return lambda step: (step.index + 1) % steps == 0 or step.index == final
+
+    events: list[Event] = []
+    if config.eval_every:
+        evaluate = Evaluation(job.run.module, config, job.rank, job.device, job.image_size)
+        events.append(("evaluation", every(config.eval_every), lambda step: evaluate()))
+    if config.save_every:
+
+        def save(step: Step) -> dict[str, Any]:
+            return checkpoint.save(job.run, job.folder, step=step.index + 1, strategy=config.strategy)
+
+        events.append(("checkpoint", every(config.save_every), save))
+    return events
+
+
+def start_record(rank: Rank, device: torch.device, threads: int) -> StartRecord:
+    """The record that opens this rank's file."""
+    return StartRecord(
+        rank=rank.rank,
+        local_rank=rank.local_rank,
+        world_size=rank.world_size,
+        host=socket.gethostname(),
+        boot_id=boot_id(),
+        pid=os.getpid(),
+        device=device.type,
+        device_name=describe_device(device),
+        wall_seconds=time.time(),
+        monotonic_seconds=time.monotonic(),
+        threads=threads,
+        versions=versions(),
+    )
+
+
+def describe_device(device: torch.device) -> str:
+    """The name of the card, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

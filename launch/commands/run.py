@@ -1,0 +1,162 @@
+"""`scalelab run`: one run, from the command line to its table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from ...profiles.analysis.summary import write_summary
+from ...profiles.records import SCHEMA
+from ...profiles.runfolder import RunFolder
+from ...reports.live import LiveLine
+from ...reports.table import run_table, size
+from .. import devices, environment, strategies
+from ..config import RunConfig, build, is_user_model, name_of, parse_target
+from ..dataset import Dataset, prepare
+from ..errors import Exit, PreflightError
+from ..options import Options
+from ..plan import Plan, resolve
+from ..precision import PRECISIONS
+from ..supervisor import supervise, user_traceback
+from ..text import plain
+
+SUMMARY = "Train one model under one strategy. Prints a table and leaves a run folder."
+FLAGS = {
+    "dry-run": "print the resolved config and the model state per rank, start nothing",
+    "json": "print the result as JSON on stdout; everything else goes to stderr",
+}
+OURS = Path(__file__).resolve().parents[2]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code of `scalelab run ARGV`."""
+    options = Options("run", SUMMARY, RunConfig, FLAGS)
+    values, flags, problems = options.read(argv)
+    if "help" in flags:
+        print(options.help())
+        return Exit.OK
+    plan = resolve(build(values, problems), devices.detect())
+    if "dry-run" in flags:
+        return _dry_run(plan, as_json="json" in flags)
+    return _run(plan, argv, as_json="json" in flags)
+
+
+def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
+    for note in plan.notes:
+        _say(f"note: {note}")
+    dataset = None if is_user_model(plan.config.model) else prepare(plan)
+    if dataset is not None:
+        _say(f"data: {dataset.folder}")
+        plan = replace(plan, config=plan.config.model_copy(update={"data": str(dataset.folder)}))
+    folder = _create_folder(plan)
+    _say(f"run folder: {folder.path}")
+    folder.write("run.json", _run_json(plan, dataset, folder, argv))
+    config = plan.config
+    with LiveLine(
+        sys.stderr,
+        world_size=plan.world_size,
+        global_batch=plan.global_batch,
+        total_steps=config.warmup + (config.steps or 0),
+        warmup=config.warmup,
+        probe=config.probe == "on",
+    ) as display:
+        status = supervise(folder, plan, display)
+    summary = write_summary(folder)
+    if as_json:
+        print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
+    elif summary["steps"]["measured"]:
+        Console(highlight=False).print(run_table(summary, folder.read("run.json").get("law")))
+    if status["exit_code"] != Exit.OK:
+        _explain(folder, status)
+        return status["exit_code"]
+    if not as_json:
+        print(f"run folder: {folder.path}")
+    return Exit.OK
+
+
+def _explain(folder: RunFolder, status: dict[str, Any]) -> None:
+    """Say on stderr what ended the run: the user's own traceback first, then one line of cause and one of remedy."""
+    trace = user_traceback(folder, status, OURS)
+    if trace is not None:
+        _say(f"{trace}\n")
+    culprit = status["culprit"]
+    where = ""
+    if culprit is not None:
+        step = "" if culprit["step"] is None else f" of step {culprit['step']}"
+        where = f"rank {culprit['rank']}, {culprit['phase'] or 'unknown phase'}{step}: "
+    _say(f"error: {where}{status['cause']}")
+    if status["hint"]:
+        _say(f"hint: {status['hint']}")
+    _say(f"run folder: {folder.path} (status.json has the details)")
+
+
+def _create_folder(plan: Plan) -> RunFolder:
+    out = Path(plan.config.out)
+    try:
+        return RunFolder.create(out, name_of(plan.config))
+    except OSError as error:
+        raise PreflightError(
+            f"--out {out}: cannot make a folder there: {error.strerror or error}",
+            hint="give a folder that can be written with --out DIR",
+        ) from error
+
+
+def _run_json(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequence[str]) -> dict[str, Any]:
+    target = parse_target(plan.config.target) if plan.config.target else None
+    data = None
+    if dataset is not None:
+        counts = {split: len(dataset.manifest.split(split)) for split in ("train", "val")}
+        data = {"folder": str(dataset.folder), "manifest_sha256": dataset.manifest.digest, "samples": counts}
+    return {
+        "schema": SCHEMA,
+        "run_id": folder.run_id,
+        "name": name_of(plan.config),
+        "command": ["scalelab", "run", *argv],
+        "config": plan.config.model_dump(),
+        "setting": asdict(plan.setting),
+        "precision": asdict(PRECISIONS[plan.config.precision]),
+        "target": None if target is None else {"metric": target[0], "value": target[1]},
+        "world_size": plan.world_size,
+        "threads_per_rank": plan.threads_per_rank,
+        "oversubscribed": plan.oversubscribed,
+        "device_name": plan.devices.name,
+        "notes": list(plan.notes),
+        "data": data,
+        "environment": environment.capture(),
+    }
+
+
+def _dry_run(plan: Plan, *, as_json: bool) -> int:
+    """Print what would run, and what its strategy's law says of it."""
+    import torch
+
+    from ...models.contract import load_model
+
+    source = load_model(str(plan.config.model), plan.config.model_option)
+    with torch.device("meta"):
+        model = source.build()
+    sizes = tuple(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    law = strategies.load(plan.config.strategy).law(sizes, plan.setting)
+    if as_json:
+        print(orjson.dumps({"config": plan.config.model_dump(), "parameters": sum(sizes), "law": law}).decode())
+        return Exit.OK
+    for name, value in plan.config.model_dump().items():
+        print(f"{name:20} {plain(str(value))}")
+    print(f"\n{sum(sizes):,} trainable parameters in {len(sizes)} tensors, {plan.world_size} ranks")
+    for kind in ("parameters", "gradients", "optimizer"):
+        print(f"{kind:20} {size(getattr(law.worst, kind)):>12}  {getattr(law, kind)}, on the rank that holds most")
+    for collective in law.collectives:
+        payload = size(collective.payload_bytes_per_step)
+        print(f"{collective.kind:20} {payload:>12}  payload a step, in {collective.phase}")
+    return Exit.OK
+
+
+def _say(text: str) -> None:
+    """Print to stderr, where it does not mix with results."""
+    print(plain(text), file=sys.stderr, flush=True)

@@ -1,0 +1,202 @@
+"""What a run is: every option of `scalelab run`, its range, its default and its meaning, in one place.
+
+The command line, `make run`, the recorded `run.json` and the documentation are all read off `RunConfig`.
+A value of None means "decided from the machine and the model" (see `plan.py`); the resolved config in a
+run folder holds no such None.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from . import strategies
+from .errors import ConfigError
+
+_TARGET = re.compile(r"(?P<metric>[a-z_][a-z0-9_]*)>=(?P<value>[-+0-9.eE]+)")
+
+
+def _option(group: str, text: str, default: Any, **limits: Any) -> Any:
+    return Field(default=default, description=text, json_schema_extra={"group": group}, **limits)
+
+
+def _no_control_characters(text: Any) -> Any:
+    if isinstance(text, str) and any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("a name without control characters such as a newline or a tab")
+    return text
+
+
+PlainText = Annotated[str, BeforeValidator(_no_control_characters)]
+
+
+class RunConfig(BaseModel):
+    """One run. Field `micro_batch` is option `--micro-batch` and make's `MICRO_BATCH=`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: PlainText | None = _option(
+        "what", "preset (see docs/model.md), path of a .py file, or module to import", None
+    )
+    model_option: dict[str, Any] = _option(
+        "what", "K=V handed to the model's functions; repeatable; V is JSON or text", {}
+    )
+    data: PlainText | None = _option("what", "folder of shards; by default a generated set in the cache folder", None)
+    strategy: str = _option("what", "how the ranks share the work", "ddp")
+    precision: Literal["fp32", "bf16"] = _option(
+        "what", "bf16 keeps fp32 parameters and computes under autocast", "fp32"
+    )
+
+    gpus: int | None = _option(
+        "how much", "ranks on this host; by default all CUDA devices, else 2 CPU ranks", None, ge=1, le=1024
+    )
+    micro_batch: int | None = _option("how much", "samples per rank and micro-batch (4)", None, ge=1)
+    global_batch: int | None = _option("how much", "samples per optimizer step, in place of --micro-batch", None, ge=1)
+    grad_accumulation: int = _option("how much", "micro-batches per optimizer step", 1, ge=1)
+    steps: int | None = _option("how much", "measured optimizer steps (30 on CPU, 100 on CUDA)", None, ge=1)
+    warmup: int = _option("how much", "optimizer steps before measuring starts", 5, ge=0)
+    eval_every: int = _option(
+        "how much", "evaluate on held-out scenes every N steps and at the end; 0 is never", 0, ge=0
+    )
+    target: PlainText | None = _option("how much", "METRIC>=X: record when it is reached, e.g. ap_mean>=0.2", None)
+    save_every: int = _option("how much", "write a sharded checkpoint every N steps; 0 is never", 0, ge=0)
+
+    optimizer: Literal["adamw", "sgd"] = _option(
+        "knobs", "adamw: betas 0.9, 0.999, decay 0.01; sgd: momentum 0.9", "adamw"
+    )
+    lr: float = _option("knobs", "learning rate", 1e-3, gt=0, le=100, allow_inf_nan=False)
+    lr_warmup_steps: int = _option("knobs", "steps over which the rate rises linearly from 0", 0, ge=0)
+    lr_scaling: Literal["none", "linear", "sqrt"] = _option(
+        "knobs", "scale the rate by global batch / --base-batch", "none"
+    )
+    base_batch: int | None = _option("knobs", "the batch that --lr is meant for", None, ge=1)
+    clip_norm: float | None = _option(
+        "knobs", "clip the global gradient norm; off unless given", None, gt=0, allow_inf_nan=False
+    )
+    workers: int | None = _option("knobs", "loader processes per rank (1 on CPU, up to 8 on CUDA)", None, ge=0, le=256)
+    prefetch: int | None = _option("knobs", "batches each loader process keeps ready (2)", None, ge=0, le=1024)
+    pin: bool | None = _option("knobs", "pinned host memory for batches (on with CUDA)", None)
+    reader: Literal["indexed", "stream"] = _option(
+        "knobs", "indexed: a fixed global order; stream: webdataset's pipeline", "indexed"
+    )
+
+    probe: Literal["on", "off"] = _option("measuring", "off leaves the bare loop: total time and nothing else", "on")
+    record_grad_norm: bool = _option("measuring", "record the global gradient norm of every step", False)
+    seed: int = _option("measuring", "seeds weights and data order", 0, ge=0, lt=2**32)
+    deterministic: bool = _option("measuring", "deterministic kernels: the same losses bit for bit on CPU", False)
+
+    device: Literal["auto", "cpu", "cuda"] = _option("where", "auto takes CUDA where there is any", "auto")
+    launcher: Literal["auto", "fork", "torchrun"] = _option(
+        "where", "auto: fork on CPU (fast start), torchrun on CUDA", "auto"
+    )
+    out: PlainText = _option("where", "folder in which the run folder is made", "runs")
+    name: PlainText | None = _option("where", "a word for the run folder's name", None)
+
+
+def build(values: Mapping[str, Any], problems: Iterable[str] = ()) -> RunConfig:
+    """The config that `values` (texts or typed) describe.
+
+    Raises ConfigError with every problem at once: those handed in, values out of range, and conflicts
+    between options.
+    """
+    found = list(problems)
+    good = dict(values)
+    try:
+        config = RunConfig(**good)
+    except ValidationError as error:
+        for detail in error.errors():
+            field = str(detail["loc"][0])
+            found.append(describe(field, detail.get("input"), detail))
+            good.pop(field, None)
+        config = RunConfig(**{name: value for name, value in good.items() if name in RunConfig.model_fields})
+    found += conflicts(config, given=set(values))
+    if found:
+        raise ConfigError(found, hint="scalelab run --help lists every option with its range")
+    return config
+
+
+def conflicts(config: RunConfig, given: set[str]) -> list[str]:
+    """What in `config` contradicts itself, one line each with the way out; needs no hardware."""
+    problems = []
+    if config.strategy not in strategies.names():
+        problems.append(unknown("--strategy", config.strategy, strategies.names()))
+    if config.lr_scaling != "none" and config.base_batch is None:
+        problems.append(f"--lr-scaling {config.lr_scaling} needs --base-batch: the global batch that --lr is meant for")
+    if config.base_batch is not None and config.lr_scaling == "none":
+        problems.append("--base-batch does nothing without --lr-scaling linear or sqrt: give both or neither")
+    if config.target is not None:
+        if parse_target(config.target) is None:
+            problems.append(f"--target: given {config.target!r}, allowed METRIC>=NUMBER such as 'ap_mean>=0.2'")
+        if not config.eval_every:
+            problems.append("--target is looked at in evaluations: give --eval-every N with it")
+    if config.record_grad_norm and config.probe == "off":
+        problems.append("--record-grad-norm needs --probe on")
+    if is_user_model(config.model):
+        for option in sorted({"reader", "workers", "pin"} & given):
+            problems.append(
+                f"--{option} belongs to our own loader; --model {config.model} brings its own or none: leave it out"
+            )
+        if config.eval_every:
+            problems.append("--eval-every needs one of our presets: held-out metrics are defined for them alone")
+    if config.workers == 0 and config.prefetch:
+        problems.append("--prefetch needs loader processes: give --workers 1 or more, or leave --prefetch out")
+    return problems
+
+
+def is_user_model(model: str | None) -> bool:
+    """Whether `--model` names a file or a module and not one of our presets."""
+    return model is not None and (model.endswith(".py") or "/" in model or "." in model or "\\" in model)
+
+
+def parse_target(text: str) -> tuple[str, float] | None:
+    """`"ap_mean>=0.2"` as `("ap_mean", 0.2)`; None when it has another form."""
+    match = _TARGET.fullmatch(text.replace(" ", ""))
+    if match is None:
+        return None
+    try:
+        return match["metric"], float(match["value"])
+    except ValueError:
+        return None
+
+
+def unknown(what: str, given: str, allowed: Iterable[str]) -> str:
+    """The message for a name that is none of `allowed`, with the nearest one offered."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    offer = f"; did you mean {near[0]}?" if near else ""
+    return f"{what}: given {given!r}, allowed {', '.join(allowed)}{offer}"
+
+
+def describe(field: str, value: Any, detail: Mapping[str, Any]) -> str:
+    """One of pydantic's complaints in our form: the option, the value given, what is allowed."""
+    option = "--" + field.replace("_", "-")
+    context = detail.get("ctx") or {}
+    kind = detail["type"]
+    if kind == "literal_error":
+        choices = [choice.strip(" '") for choice in re.split(r",| or ", context["expected"])]
+        return unknown(option, str(value), choices)
+    signs = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    limits = [f"{word} {context[sign]}" for sign, word in signs.items() if sign in context]
+    if kind == "value_error":
+        allowed = str(context["error"])
+    elif limits:
+        allowed = "a number " + " and ".join(limits)
+    elif kind.startswith("int"):
+        allowed = "a whole number"
+    elif kind.startswith(("float", "finite")):
+        allowed = "a finite number"
+    elif kind.startswith("bool"):
+        allowed = "true or false"
+    else:
+        allowed = str(detail["msg"])
+    return f"{option}: given {value!r}, allowed {allowed}"
+
+
+def name_of(config: RunConfig) -> str:
+    """A short word for the run: the given name, else model and strategy."""
+    model = Path(config.model or "model").stem
+    return config.name or f"{model}-{config.strategy}"

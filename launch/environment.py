@@ -1,0 +1,86 @@
+"""What is recorded of the machine and the code: an allow-list, never the whole environment. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("scalelab", "torch", "deepspeed", "accelerate", "webdataset", "numpy", "simplejpeg", "pillow")
+VARIABLES = re.compile(
+    r"CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|MKL_NUM_THREADS|(NCCL|GLOO|TORCH_NCCL|TORCH_DISTRIBUTED)_[A-Z0-9_]+"
+    r"|PYTORCH_(CUDA_)?ALLOC_CONF|SLURM_(JOB_ID|NNODES|NTASKS|PROCID|NODEID|JOB_PARTITION)"
+)
+
+
+def capture() -> dict[str, Any]:
+    """Host, processor, versions, chosen variables and the state of the code."""
+    return {
+        "host": socket.gethostname(),
+        "boot_id": boot_id(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "versions": versions(),
+        "variables": {name: value for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name)},
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def boot_id() -> str:
+    """Tells one boot of one machine from another: ranks with the same one share their clocks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{socket.gethostname()}-{sys.platform}"
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether tracked files differ from it; None outside a checkout. Remote addresses are not recorded."""
+    try:
+        run = ["git", "-C", str(folder)]
+        commit = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(
+            [*run, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

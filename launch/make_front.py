@@ -1,0 +1,66 @@
+"""What `make TARGET NAME=VALUE …` runs: turns make's command-line variables into options of the `scalelab` command.
+
+make hands them over in the MAKEFLAGS environment variable, so no shell and no make function ever reads a value.
+Variables of the environment do not take part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from .cli import run_command
+from .config import RunConfig, unknown
+from .errors import Exit
+from .text import plain
+
+# Option names by target. Values become `--name=value`; MODEL_OPTION="a=1 b=2" becomes two.
+TARGETS = {"run": (*RunConfig.model_fields, "dry_run", "json")}
+FLAGS = ("dry_run", "json")
+REPEATED = "model_option"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run target `argv[0]` with make's variables; returns the command's exit code."""
+    target = argv[0]
+    variables = command_line_variables(os.environ.get("MAKEFLAGS", ""))
+    allowed = {name.upper() for name in TARGETS[target]}
+    problems = [unknown(f"make {target}", name, allowed) for name in variables if name not in allowed]
+    if problems:
+        print("\n".join(f"error: {plain(problem)}" for problem in problems), file=sys.stderr)
+        return Exit.USAGE
+    code = run_command([target, *(option for name, value in variables.items() for option in options(name, value))])
+    if code:
+        print(f"exit code {int(code)} ({code.meaning}); make itself always ends with 2", file=sys.stderr)
+    return code
+
+
+def options(name: str, value: str) -> list[str]:
+    """The command-line options for one of make's variables."""
+    field = name.lower()
+    option = "--" + field.replace("_", "-")
+    if field in FLAGS:
+        return [option] if value not in ("", "0", "false") else []
+    if field == REPEATED:
+        return [f"{option}={part}" for part in value.split()]
+    return [f"{option}={value}"]
+
+
+def command_line_variables(makeflags: str) -> dict[str, str]:
+    """The NAME=VALUE words of `MAKEFLAGS`, which follow `--`; a backslash protects a space or a backslash there,
+    and a dollar is doubled (GNU make manual, "Options/Recursion"). The last assignment of a name counts, and comes
+    first in the list."""
+    _, marker, words = f" {makeflags}".partition(" -- ")
+    found: dict[str, str] = {}
+    if marker:
+        for word in re.findall(r"(?:\\.|[^\\ ])+", words, flags=re.DOTALL):
+            text = re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL).replace("$$", "$")
+            name, _, value = text.partition("=")
+            found.setdefault(name.rstrip(":+?!"), value)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""A rank: who it is among the others, and the one place where the process group is made."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+TIMEOUT_SECONDS = 600
+LISTENER_VARIABLE = "SCALELAB_STORE_FD"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One rank of a run, as torchrun's environment variables describe it."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        return cls(
+            rank=int(os.environ["RANK"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+        )
+
+    def environment(self, port: int) -> dict[str, str]:
+        """The variables that torchrun would set, for libraries that read them."""
+        return {
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(self.local_world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+
+
+@contextlib.contextmanager
+def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
+    """Join the ranks; yields this rank's device. NCCL on CUDA, gloo on CPU.
+
+    Every collective of a run goes through the group made here.
+    """
+    import torch
+    from torch import distributed
+
+    backend = "nccl" if device == "cuda" else "gloo"
+    here = torch.device("cuda", rank.local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(here)
+    elif sys.platform == "linux" and rank.world_size == rank.local_world_size:
+        # All ranks on this host: the loopback always answers, the host's own name need not.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    timeout = datetime.timedelta(seconds=TIMEOUT_SECONDS)
+    store = None
+    if LISTENER_VARIABLE in os.environ:
+        descriptor = int(os.environ[LISTENER_VARIABLE])
+        store = distributed.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            rank.world_size,
+            is_master=rank.rank == 0,
+            timeout=timeout,
+            master_listen_fd=descriptor if rank.rank == 0 else None,
+            wait_for_workers=False,
+        )
+    distributed.init_process_group(
+        backend,
+        store=store,
+        rank=rank.rank,
+        world_size=rank.world_size,
+        timeout=timeout,
+        device_id=here if device == "cuda" else None,
+    )
+    try:
+        yield here
+    finally:
+        distributed.destroy_process_group()
+
+
+def listen_on_free_port() -> socket.socket:
+    """A listening socket on a port that the kernel picked, so that no two runs can race for it."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    return listener

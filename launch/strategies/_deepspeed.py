@@ -1,0 +1,97 @@
+"""DeepSpeed's engine behind the contract: shared by the ZeRO stages.
+
+Every setting that DeepSpeed would fill in by itself and that changes what is trained is written out here.
+In particular it clips gradients to norm 1.0 unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..optimizer import make_optimizer
+from ._contract import Setting, Sharded
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# DeepSpeed counts elements; as many as DDP's bucket of 25 MiB in fp32.
+BUCKET_ELEMENTS = 25 * 2**20 // 4
+
+
+def import_deepspeed(device: str) -> ModuleType:
+    """DeepSpeed, told which device to use. It looks at the machine when imported, so the choice comes before."""
+    os.environ["DS_ACCELERATOR"] = device
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # Compiled at first use (C++ compiler, half a minute) for an inference collective that training never calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def engine_config(setting: Setting, zero: dict[str, Any]) -> dict[str, Any]:
+    """The whole DeepSpeed config of a run; `zero` is the `zero_optimization` section."""
+    return {
+        "train_micro_batch_size_per_gpu": setting.micro_batch,
+        "gradient_accumulation_steps": setting.accumulation,
+        "gradient_clipping": setting.clip_norm or 0.0,
+        "communication_data_type": "fp32",
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": False},
+        "prescale_gradients": False,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "wall_clock_breakdown": False,
+        "steps_per_print": 2**31,
+    }
+
+
+class DeepSpeedSharded(Sharded):
+    """Stage 1 and 2: parameters whole on each rank, optimizer state and its fp32 copy in slices."""
+
+    def __init__(self, model: nn.Module, setting: Setting, zero: dict[str, Any]) -> None:
+        super().__init__(model, setting)
+        deepspeed = import_deepspeed(setting.device)
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._engine, self._zero, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=make_optimizer(trainable, setting),
+            config=engine_config(setting, zero),
+            dist_init_required=False,
+        )
+
+    def forward(self, batch: Any, last: bool) -> torch.Tensor:
+        return self._engine(batch)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        # The engine divides by the number of micro-batches itself.
+        self._engine.backward(loss)
+
+    def step(self, last: bool) -> None:
+        assert self._engine.is_gradient_accumulation_boundary() == last
+        self._engine.step()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._zero.param_groups
+
+    def gradients(self) -> tuple[list[torch.Tensor], int]:
+        parts = [part for group in self._zero.averaged_gradients.values() for part in group or ()]
+        return parts, 1
+
+    def optimizer_state(self) -> Iterator[torch.Tensor]:
+        yield from self._zero.single_partition_of_fp32_groups
+        for state in self._zero.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)

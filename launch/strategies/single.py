@@ -1,0 +1,35 @@
+"""One process, no wrapper: the reference that every strategy is compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._contract import Law, Setting, Sharded, replicated_law
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Single:
+    summary = "one process, no wrapper"
+
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.world_size > 1:
+            return f"single trains one model copy on one rank, not on {setting.world_size}: use --gpus 1, or --strategy ddp"
+        return None
+
+    def law(self, sizes: tuple[int, ...], setting: Setting) -> Law:
+        return replicated_law(
+            sizes, setting, collectives=(), source="torch.optim state: one fp32 tensor a parameter and moment"
+        )
+
+    def preload(self, setting: Setting) -> None:
+        from . import _replicated  # noqa: F401
+
+    def shard(self, model: nn.Module, setting: Setting) -> Sharded:
+        from ._replicated import Replicated
+
+        return Replicated(model, setting, call=model)
+
+
+strategy = Single()

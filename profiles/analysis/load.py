@@ -1,0 +1,86 @@
+"""A run folder as one object: what analysis starts from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..records import EndRecord, EventRecord, MemoryRecord, Record, StartRecord, StepRecord, WindowRecord
+from ..runfolder import RunFolder
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRecords:
+    """One rank's records, sorted by kind. `unreadable` counts lines that a crash or damage left behind."""
+
+    rank: int
+    start: StartRecord | None
+    steps: tuple[StepRecord, ...]
+    events: tuple[EventRecord, ...]
+    memory: MemoryRecord | None
+    window: WindowRecord | None
+    end: EndRecord | None
+    unreadable: int
+
+    @functools.cached_property
+    def measured(self) -> dict[int, StepRecord]:
+        """Measured steps by index."""
+        return {record.step: record for record in self.steps if record.role == "measured"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run left: its config and environment, how it ended, and every rank's records."""
+
+    run_id: str
+    run_json: dict[str, Any]
+    status: dict[str, Any]
+    ranks: tuple[RankRecords, ...]
+
+    @functools.cached_property
+    def complete_steps(self) -> list[int]:
+        """Measured steps that every rank finished."""
+        finished = [set(rank.measured) for rank in self.ranks]
+        return sorted(set.intersection(*finished)) if finished else []
+
+    def matrix(self, value: Callable[[StepRecord], float]) -> np.ndarray:
+        """`value` of each measured step that every rank finished, as (ranks, steps)."""
+        rows = [[value(rank.measured[step]) for step in self.complete_steps] for rank in self.ranks]
+        return np.asarray(rows, dtype=np.float64).reshape(len(self.ranks), len(self.complete_steps))
+
+
+def load_run(folder: RunFolder) -> Run:
+    """Read `folder`. Raises ValueError naming what is missing when it is no run folder."""
+    run_json = folder.read("run.json")
+    if run_json is None:
+        raise ValueError(f"{folder.path}: holds no run.json, so it is no run folder")
+    return Run(
+        run_id=folder.run_id,
+        run_json=run_json,
+        status=folder.read("status.json") or {"state": "unknown", "exit_code": None},
+        ranks=tuple(_rank_records(folder, rank) for rank in folder.ranks()),
+    )
+
+
+def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
+    records, unreadable = folder.records(rank)
+    return RankRecords(
+        rank=rank,
+        start=_first(records, StartRecord),
+        steps=tuple(record for record in records if isinstance(record, StepRecord)),
+        events=tuple(record for record in records if isinstance(record, EventRecord)),
+        memory=_first(records, MemoryRecord),
+        window=_first(records, WindowRecord),
+        end=_first(records, EndRecord),
+        unreadable=unreadable,
+    )
+
+
+def _first(records: Iterable[Record], kind: type[Kind]) -> Kind | None:
+    return next((record for record in records if isinstance(record, kind)), None)

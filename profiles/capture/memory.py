@@ -1,0 +1,47 @@
+"""Bytes of live tensors, counted by unique storage."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from ..records import EndRecord, MemoryRecord
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor], seen: set[tuple[str, int]]) -> int:
+    """Bytes of the storages behind `tensors`, each counted once and not if in `seen`, to which they are added.
+
+    A view counts as the whole storage that it keeps alive.
+    """
+    total = 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        key = (str(tensor.device), storage.data_ptr())
+        if key not in seen and storage.nbytes():
+            seen.add(key)
+            total += storage.nbytes()
+    return total
+
+
+def model_state(step: int, state: Mapping[str, Iterable[torch.Tensor]]) -> MemoryRecord:
+    """The record of `state` (kinds parameters, gradients, optimizer): a storage belongs to the first kind that has it."""
+    seen: set[tuple[str, int]] = set()
+    sizes = {f"{kind}_bytes": storage_bytes(state[kind], seen) for kind in ("parameters", "gradients", "optimizer")}
+    return MemoryRecord(step=step, **sizes)
+
+
+def peaks(device: torch.device) -> EndRecord:
+    """What this process has held at most."""
+    # Linux counts ru_maxrss in KiB.
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type != "cuda":
+        return EndRecord(rss_peak_bytes=rss)
+    free, total = torch.cuda.mem_get_info(device)
+    return EndRecord(
+        rss_peak_bytes=rss,
+        allocated_peak_bytes=torch.cuda.max_memory_allocated(device),
+        reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
+        driver_used_bytes=total - free,
+    )

@@ -1,0 +1,249 @@
+"""The probe: what the step loop calls around its parts, and what turns that into records.
+
+`Probe` records every step. `WindowProbe` records the measured window as a whole and is otherwise the bare loop,
+against which the cost of `Probe` is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from ..records import EventKind, EventRecord, Record, Role, StepRecord, WindowRecord
+from .memory import model_state
+from .timeline import Timeline
+
+# Steps that may be waiting for the device before the probe waits for it: bounds memory, never met in practice.
+MAX_PENDING = 64
+
+
+class ScheduledStep(Protocol):
+    """What the probe needs to know of a step."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def role(self) -> Role: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def samples(self) -> int: ...
+
+
+class ModelState(Protocol):
+    """What the probe needs to know of a model under a strategy."""
+
+    def gradients(self) -> tuple[list[torch.Tensor], int]: ...
+    def state(self) -> Mapping[str, list[torch.Tensor]]: ...
+
+
+@dataclass
+class _Pending:
+    """A step whose marks the device may not have reached."""
+
+    step: ScheduledStep
+    begin: Any
+    end: Any = None
+    phases: list[tuple[str, Any, Any]] = field(default_factory=list)
+    host_data_seconds: float = 0.0
+    scalars: list[torch.Tensor] = field(default_factory=list)
+    grad_square_sum: torch.Tensor | None = None
+    grad_replicas: int | None = None
+
+
+class Probe:
+    """Phases, losses and gradient norms of every step, without synchronising the device.
+
+    `write` takes each record when it is complete; `watch` sees each step's record right after and may raise.
+    `memory_step` is the step at which model state is counted: one after the first, so that the optimizer has its own.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Record], None],
+        timeline: Timeline,
+        watch: Callable[[StepRecord], None] = lambda record: None,
+        host_clock: Callable[[], float] = time.perf_counter,
+        *,
+        record_grad_norm: bool = False,
+        memory_step: int | None = None,
+    ) -> None:
+        self._write = write
+        self._timeline = timeline
+        self._watch = watch
+        self._host_clock = host_clock
+        self._record_grad_norm = record_grad_norm
+        self._memory_step = memory_step
+        self._pending: deque[_Pending] = deque()
+        self._current: _Pending | None = None
+        self._boundary: Any = None
+        self._elapsed_seconds = 0.0
+        self.where: tuple[int | None, str | None] = (None, None)
+
+    @contextlib.contextmanager
+    def step(self, step: ScheduledStep) -> Iterator[None]:
+        """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
+        begin = self._timeline.mark() if self._boundary is None else self._boundary
+        self._current = pending = _Pending(step, begin)
+        self.where = (step.index, None)
+        yield
+        pending.scalars = _to_host(pending)
+        pending.end = self._boundary = self._timeline.mark()
+        self._current = None
+        self._pending.append(pending)
+        self._drain(keep=MAX_PENDING)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Around one part of a step. Parts do not nest."""
+        assert self._current is not None
+        self.where = (self._current.step.index, name)
+        host_begin = self._host_clock()
+        begin = self._timeline.mark()
+        yield
+        self._current.phases.append((name, begin, self._timeline.mark()))
+        if name == "data":
+            self._current.host_data_seconds += self._host_clock() - host_begin
+        self.where = (self._current.step.index, None)
+
+    def loss(self, loss: torch.Tensor) -> None:
+        """One micro-batch's loss on this rank; read later."""
+        assert self._current is not None
+        self._current.scalars.append(loss.detach())
+
+    def gradients_ready(self, run: ModelState) -> None:
+        """Before a step's update: the gradients are reduced and complete. Takes what the run asked to be recorded."""
+        assert self._current is not None
+        if self._record_grad_norm:
+            shards, replicas = run.gradients()
+            norms = torch.stack([torch.linalg.vector_norm(shard, dtype=torch.float32) for shard in shards])
+            self._current.grad_square_sum = norms.square().sum()
+            self._current.grad_replicas = replicas
+        if self._current.step.index == self._memory_step:
+            self._write(model_state(self._memory_step, run.state()))
+
+    @contextlib.contextmanager
+    def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
+        """Around something between steps, after `step`. What is put into the yielded dict goes into the record."""
+        begin = self._timeline.mark() if self._boundary is None else self._boundary
+        self.where = (step, kind)
+        values: dict[str, Any] = {}
+        yield values
+        end = self._timeline.mark()
+        self._timeline.wait(end)
+        self._drain(keep=0)
+        start, seconds = self._advance(begin, end)
+        self._boundary = end
+        self._write(EventRecord(event=kind, step=step, start_seconds=start, seconds=seconds, values=values))
+
+    def close(self) -> None:
+        """Write what is still pending."""
+        self._drain(keep=0)
+
+    def _drain(self, keep: int) -> None:
+        """Write the steps that the device has finished; wait for those beyond the newest `keep`."""
+        while self._pending:
+            oldest = self._pending[0]
+            if not self._timeline.reached(oldest.end):
+                if len(self._pending) <= keep:
+                    return
+                self._timeline.wait(oldest.end)
+            self._pending.popleft()
+            self._finish(oldest)
+
+    def _finish(self, pending: _Pending) -> None:
+        phases: dict[str, float] = {}
+        for name, begin, end in pending.phases:
+            phases[name] = phases.get(name, 0.0) + self._timeline.seconds(begin, end)
+        start, seconds = self._advance(pending.begin, pending.end)
+        # The gradients' sum of squares travels behind the losses.
+        scalars = [_finite(float(value)) for tensor in pending.scalars for value in tensor.reshape(-1)]
+        has_norm = pending.grad_replicas is not None
+        record = StepRecord(
+            step=pending.step.index,
+            role=pending.step.role,
+            start_seconds=start,
+            seconds=seconds,
+            phases=phases,
+            host_data_seconds=pending.host_data_seconds,
+            losses=scalars[:-1] if has_norm else scalars,
+            samples=pending.step.samples,
+            lr=pending.step.lr,
+            grad_square_sum=scalars[-1] if has_norm else None,
+            grad_replicas=pending.grad_replicas,
+        )
+        self._write(record)
+        self._watch(record)
+
+    def _advance(self, begin: Any, end: Any) -> tuple[float, float]:
+        """Start, counted from the first boundary, and length of [begin, end]. Intervals come in order and touch."""
+        start, seconds = self._elapsed_seconds, self._timeline.seconds(begin, end)
+        self._elapsed_seconds += seconds
+        return start, seconds
+
+
+class WindowProbe:
+    """The probe when it is off: two marks in a whole run."""
+
+    def __init__(self, write: Callable[[Record], None], timeline: Timeline) -> None:
+        self._write = write
+        self._timeline = timeline
+        self._begin: Any = None
+        self._end: Any = None
+        self._steps = 0
+        self._samples = 0
+        self._null: AbstractContextManager[None] = contextlib.nullcontext()
+        self.where: tuple[int | None, str | None] = (None, None)
+
+    @contextlib.contextmanager
+    def step(self, step: ScheduledStep) -> Iterator[None]:
+        if step.role == "measured" and self._begin is None:
+            self._begin = self._timeline.mark()
+        yield
+        if step.role == "measured":
+            self._steps += 1
+            self._samples += step.samples
+            self._end = self._timeline.mark()
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return self._null
+
+    def loss(self, loss: torch.Tensor) -> None:
+        return
+
+    def gradients_ready(self, run: ModelState) -> None:
+        return
+
+    def event(self, kind: EventKind, step: int) -> AbstractContextManager[dict[str, Any]]:
+        return contextlib.nullcontext({})
+
+    def close(self) -> None:
+        if self._end is not None:
+            self._timeline.wait(self._end)
+            seconds = self._timeline.seconds(self._begin, self._end)
+            self._write(WindowRecord(steps=self._steps, samples=self._samples, seconds=seconds))
+
+
+def _to_host(pending: _Pending) -> list[torch.Tensor]:
+    """The step's scalars as one host tensor, whose values are there once the step's end mark is reached."""
+    scalars = list(pending.scalars)
+    if pending.grad_square_sum is not None:
+        scalars.append(pending.grad_square_sum)
+    if not scalars:
+        return []
+    stacked = torch.stack([scalar.float().reshape(()) for scalar in scalars])
+    if stacked.device.type == "cpu":
+        return [stacked]
+    return [torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

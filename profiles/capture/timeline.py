@@ -1,0 +1,72 @@
+"""One timeline per rank: marks are set on it while training runs and read when they have completed.
+
+On CPU the timeline is the calling thread and a mark is a monotonic time stamp. On CUDA it is the compute stream
+and a mark is an event on it: setting one neither waits nor synchronises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+
+class Timeline(Protocol):
+    """Marks in the order in which the device reaches them."""
+
+    def mark(self) -> Any:
+        """Set a mark here."""
+        ...
+
+    def reached(self, mark: Any) -> bool:
+        """Whether the device has passed `mark`, so that it can be read without waiting."""
+        ...
+
+    def wait(self, mark: Any) -> None:
+        """Wait until the device has passed `mark`."""
+        ...
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """From one passed mark to a later one."""
+        ...
+
+
+class HostTimeline:
+    """The calling thread. `clock` counts nanoseconds, monotonically."""
+
+    def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self.mark = clock
+
+    def reached(self, mark: int) -> bool:
+        return True
+
+    def wait(self, mark: int) -> None:
+        return
+
+    def seconds(self, begin: int, end: int) -> float:
+        return (end - begin) * 1e-9
+
+
+class CudaTimeline:
+    """The current CUDA stream. `elapsed_time` is in float32 milliseconds, so only near marks are subtracted."""
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def reached(self, mark: torch.cuda.Event) -> bool:
+        return mark.query()
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        mark.synchronize()
+
+    def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        return begin.elapsed_time(end) * 1e-3
+
+
+def timeline_for(device: torch.device) -> Timeline:
+    """The timeline of `device`."""
+    return CudaTimeline() if device.type == "cuda" else HostTimeline()

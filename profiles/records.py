@@ -1,0 +1,104 @@
+"""The records of a run: what each rank writes, one JSON object a line, and what analysis reads. Schema 1.
+
+A rank's file `ranks/r000.jsonl` opens with a `StartRecord`; then come steps and events in the order of the rank's
+own timeline, memory once, and an `EndRecord` when the rank ends in order.
+
+Clocks: `start_seconds` counts from the rank's first boundary; durations are monotonic. On CUDA both are read from
+events on the compute stream. Steps and events tile the timeline: what lies between two of them belongs to the
+next one. A loss that is not finite is stored as null.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+SCHEMA = 1
+PHASES = ("data", "h2d", "forward", "backward", "optimizer")
+Role = Literal["warmup", "measured"]
+EventKind = Literal["checkpoint", "evaluation"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StartRecord(_Record):
+    """Who writes this file."""
+
+    kind: Literal["start"] = "start"
+    schema_version: int = SCHEMA
+    rank: int
+    local_rank: int
+    world_size: int
+    host: str
+    boot_id: str
+    pid: int
+    device: str
+    device_name: str
+    wall_seconds: float
+    monotonic_seconds: float
+    threads: int
+    versions: dict[str, str]
+
+
+class StepRecord(_Record):
+    """One optimizer step of one rank. `phases` holds exposed seconds by phase; the rest of `seconds` is in none."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    role: Role
+    start_seconds: float
+    seconds: float
+    phases: dict[str, float]
+    host_data_seconds: float
+    losses: list[float | None]
+    samples: int
+    lr: float
+    grad_square_sum: float | None = None
+    grad_replicas: int | None = None
+
+
+class EventRecord(_Record):
+    """Something between steps. `step` is the step it follows; `values` holds what it found, if anything."""
+
+    kind: Literal["event"] = "event"
+    event: EventKind
+    step: int
+    start_seconds: float
+    seconds: float
+    values: dict[str, Any] = {}
+
+
+class MemoryRecord(_Record):
+    """Bytes of live model state on this rank, by unique storage, when the gradients of `step` were complete."""
+
+    kind: Literal["memory"] = "memory"
+    step: int
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+
+
+class WindowRecord(_Record):
+    """The measured window as a whole: all that a run with the probe off knows."""
+
+    kind: Literal["window"] = "window"
+    steps: int
+    samples: int
+    seconds: float
+
+
+class EndRecord(_Record):
+    """The rank's last line. CUDA figures are the allocator's; null on CPU."""
+
+    kind: Literal["end"] = "end"
+    rss_peak_bytes: int
+    allocated_peak_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+    driver_used_bytes: int | None = None
+
+
+Record = StartRecord | StepRecord | EventRecord | MemoryRecord | WindowRecord | EndRecord
+any_record: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])

@@ -1,0 +1,104 @@
+"""What moves on the screen while a run goes on: one line, redrawn on a terminal, printed now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+# Between two lines where nothing can be redrawn.
+PLAIN_SECONDS = 5.0
+# Weight of the newest step in the running mean.
+SMOOTHING = 0.2
+
+
+class LiveLine:
+    """Shows what ranks say (see `launch.messages`). A context manager; off a terminal its lines are plain."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        world_size: int,
+        global_batch: int,
+        total_steps: int,
+        warmup: int,
+        probe: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = Console(file=stream, highlight=False)
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        )
+        self._world_size = world_size
+        self._global_batch = global_batch
+        self._total = total_steps
+        self._warmup = warmup
+        self._probe = probe
+        self._clock = clock
+        self._states: dict[int, str] = {}
+        self._last: dict[str, Any] | None = None
+        self._mean_seconds: float | None = None
+        self._began = clock()
+        self._printed_at = float("-inf")
+        self._printed = ""
+
+    def __enter__(self) -> LiveLine:
+        if self._live is not None:
+            self._live.start()
+        self.tick()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def message(self, message: dict[str, Any]) -> None:
+        """Take in what a rank said."""
+        if "step" in message:
+            seconds = message["seconds"]
+            mean = self._mean_seconds
+            self._mean_seconds = seconds if mean is None else mean + SMOOTHING * (seconds - mean)
+            self._last = message
+        else:
+            self._states[message["rank"]] = message["state"]
+
+    def tick(self) -> None:
+        """Redraw, or print the line if it is time."""
+        line = self.line()
+        if self._live is not None:
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+            return
+        now = self._clock()
+        news = self._last is None and line.partition(" (")[0] != self._printed.partition(" (")[0]
+        if news or (now - self._printed_at >= PLAIN_SECONDS and line != self._printed):
+            self._console.print(Text(line), soft_wrap=True)
+            self._printed, self._printed_at = line, now
+
+    def line(self) -> str:
+        """The line as it stands."""
+        elapsed = self._clock() - self._began
+        if self._last is not None:
+            return self._progress(self._last)
+        training = sum(state in ("training", "finished") for state in self._states.values())
+        if training == self._world_size:
+            what = "training" if self._probe else "training, probe off: no figures until the end"
+            return f"{what} ({elapsed:.0f} s)"
+        if not any(rank >= 0 for rank in self._states):
+            return f"starting: importing torch ({elapsed:.0f} s)"
+        return f"starting ranks {training}/{self._world_size} ({elapsed:.0f} s)"
+
+    def _progress(self, message: dict[str, Any]) -> str:
+        assert self._mean_seconds is not None
+        done = message["step"] + 1
+        role = "warm-up " if message["role"] == "warmup" else ""
+        left = (self._total - done) * self._mean_seconds
+        return (
+            f"{role}step {done}/{self._total}  {self._mean_seconds:.3f} s/step  "
+            f"{self._global_batch / self._mean_seconds:.1f} samples/s  loss {message['loss']:.3f}  "
+            f"{message['memory_bytes'] / 2**30:.2f} GiB  ETA {left:.0f} s"
+        )

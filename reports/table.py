@@ -1,0 +1,95 @@
+"""The table at the end of a run: a summary in a person's words. Computes nothing but units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def run_table(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> RenderableType:
+    """Throughput, where the step goes, and model state, from a summary.json. `law` is the evaluated law of run.json."""
+    return Group(_headline(summary), _phases(summary), _memory(summary, law), *_rest(summary))
+
+
+def _headline(summary: Mapping[str, Any]) -> Text:
+    parameters = summary["model"]["parameters"]
+    size = "" if parameters is None else f" ({parameters:,} parameters)"
+    ranks = f"{summary['world_size']} x {summary['device']}" + (", oversubscribed" if summary["oversubscribed"] else "")
+    line = f"{summary['model']['name']}{size}  {summary['strategy']}  {summary['precision']['name']}  {ranks}"
+    return Text(line, style="bold")
+
+
+def _phases(summary: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("phase")
+    for name in ("mean ms", "median ms", "share"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for name, row in summary["phases"].items():
+        if row is None:
+            table.add_row(name, "-", "-", "-", escape(summary["reasons"][f"phases.{name}"]), style="dim")
+        else:
+            cells = (f"{row['mean'] * 1e3:.1f}", f"{row['median'] * 1e3:.1f}", f"{row['share']:.1%}")
+            table.add_row(name, *cells, "█" * round(row["share"] * 30))
+    step = summary["step_seconds"]
+    if step["mean"] is not None:
+        median = "-" if step["median"] is None else f"{step['median'] * 1e3:.1f}"
+        table.add_section()
+        table.add_row("step", f"{step['mean'] * 1e3:.1f}", median, "100.0%", _interval(step["ci95"], 1e3, "ms"))
+    return table
+
+
+def _memory(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model state, worst rank")
+    table.add_column("measured", justify="right")
+    table.add_column("law", justify="right")
+    expected = max(law["ranks"], key=lambda rank: sum(rank.values())) if law else {}
+    for kind in ("parameters", "gradients", "optimizer"):
+        table.add_row(kind, size(summary["memory"]["by_kind"][kind]), size(expected.get(kind)))
+    return table
+
+
+def _rest(summary: Mapping[str, Any]) -> list[Text]:
+    lines = []
+    throughput, steps = summary["throughput"], summary["steps"]
+    if throughput["samples_per_second"] is not None:
+        spread = _interval(throughput["ci95"], 1, "")
+        lines.append(
+            f"{throughput['samples_per_second']:.2f} samples/s {spread} over {steps['measured']} steps after "
+            f"{steps['warmup']} of warm-up, global batch {summary['global_batch']}"
+        )
+        hours = summary["cost"]["device_hours_per_million_samples"]
+        lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
+    losses = [loss for loss in summary["loss"] or [] if loss is not None]
+    if losses:
+        lines.append(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} over {len(losses)} steps")
+    quality = summary["quality"]
+    if quality["best"] is not None:
+        lines.append(f"held-out {quality['metric']}: best {quality['best']:.3f}")
+    for event in summary["events"]:
+        lines.append(f"{event['kind']}: {event['count']} x, {event['seconds']:.1f} s in all, outside the steps")
+    return [Text(line) for line in lines]
+
+
+def _interval(bounds: list[float] | None, scale: float, unit: str) -> str:
+    """The spread of a mean within the run."""
+    return "" if bounds is None else f"[{bounds[0] * scale:.4g}, {bounds[1] * scale:.4g}]{' ' if unit else ''}{unit}"
+
+
+def size(count: float | None) -> str:
+    """Bytes in the largest binary unit that leaves at least 1; `-` for unknown."""
+    if count is None:
+        return "-"
+    for factor, unit in _UNITS:
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count:.0f} B"
