@@ -114,7 +114,10 @@ def distort(plane: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
 
 
 def undistort(distorted: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """The inverse of `distort` by fixed-point iteration, to `CONVERGED`; raises `ArithmeticError` if it does not converge."""
+    """The inverse of `distort`, by fixed-point iteration to `CONVERGED`.
+
+    Raises `ArithmeticError` if that is not reached: the polynomial has no inverse there.
+    """
     if not coefficients.any():
         return distorted
     plane = distorted

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -142,7 +142,7 @@ def _shards(spec: DatasetSpec) -> Iterator[tuple[str, int, int]]:
             yield split, number, min(spec.samples_per_shard, total - start)
 
 
-def _rendered(spec: DatasetSpec, workers: int) -> Iterator[dict[str, bytes | str]]:
+def _rendered(spec: DatasetSpec, workers: int) -> Generator[dict[str, bytes | str], None, None]:
     """All samples in the order of writing; a few per process are rendered ahead."""
     tasks = [
         (split, index)

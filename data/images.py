@@ -58,6 +58,7 @@ def _simplejpeg(raw: bytes, size: tuple[int, int] | None, max_pixels: int) -> Pi
     assert simplejpeg is not None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
+        height, width = int(height), int(width)
         _check(width, height, colours, ("YCbCr", "RGB"), max_pixels)
         if size is None:
             return simplejpeg.decode_jpeg(raw), width, height, 1.0

@@ -13,7 +13,8 @@ ORIGIN = np.array([0.8, 0.0, 1.9])
 """Ego frame, metres."""
 RANGE = 50.0
 """Farthest return, metres."""
-ELEVATION = np.radians([-25.0, 5.0])
+ELEVATION = (-25.0, 5.0)
+"""Lowest and highest beam, degrees."""
 RANGE_NOISE = 0.02
 """Standard deviation, metres."""
 REFLECTIVITY = {-1: 0.35, 0: 0.7, 1: 0.3, 2: 0.5}
@@ -34,7 +35,7 @@ def cast_lidar(
     corners = faces.corners() - ORIGIN
     azimuth = np.arctan2(corners[..., 1], corners[..., 0])
     near = np.linalg.norm(faces.centre - ORIGIN, axis=1) < RANGE + 15
-    for face in np.flatnonzero(faces.facing(ORIGIN) & near):
+    for face in np.flatnonzero(faces.facing(ORIGIN) & near).tolist():
         for part in _column_ranges(azimuth[face], columns):
             t, hit, _, _ = faces.meet(face, ORIGIN, rays[:, :, part])
             hit &= t < distance[:, part]
@@ -62,7 +63,7 @@ def cast_lidar(
 @cache
 def _directions(beams: int, columns: int) -> np.ndarray:
     """float32 (3, beams, columns): unit directions, column 0 backward, turning left."""
-    elevation = np.linspace(*ELEVATION, beams)[:, None]
+    elevation = np.radians(np.linspace(ELEVATION[0], ELEVATION[1], beams))[:, None]
     azimuth = ((np.arange(columns) + 0.5) / columns * 2 - 1) * np.pi
     return np.stack([
         np.cos(elevation) * np.cos(azimuth),

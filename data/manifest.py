@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import orjson
 
 from .errors import DataError
-from .shards import SampleEntry, Shard, index_shard
+from .shards import SampleEntry, Shard, index_shard, read_checksums
 from .spec import DatasetSpec, cache_folder
 
 MANIFEST_NAME = "manifest.json"
@@ -163,30 +162,29 @@ def check_dataset(folder: Path | str) -> list[Problem]:
 
 def _check_shard(folder: Path, shard: Shard, manifest: Manifest) -> Iterator[Problem]:
     try:
-        content = (folder / shard.name).read_bytes()
+        with (folder / shard.name).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest, checksums = read_checksums(file.fileno(), shard.samples)
     except OSError as error:
         yield Problem(shard.name, f"expected {shard.bytes} bytes, cannot be read ({error.strerror})")
         return
-    digest = hashlib.sha256(content).hexdigest()
-    if digest == shard.sha256 and len(content) == shard.bytes:
+    if digest == shard.sha256 and size == shard.bytes:
         return
     if other := next((s.name for s in manifest.shards if s.sha256 == digest and s.name != shard.name), None):
         yield Problem(shard.name, f"holds the content of {other}: swapped or copied")
         return
-    if len(content) != shard.bytes:
-        state = "empty" if not content else "truncated" if len(content) < shard.bytes else "too long"
-        yield Problem(shard.name, f"{state}: expected {shard.bytes} bytes, found {len(content)}", len(content))
+    if size != shard.bytes:
+        state = "empty" if not size else "truncated" if size < shard.bytes else "too long"
+        yield Problem(shard.name, f"{state}: expected {shard.bytes} bytes, found {size}", min(size, shard.bytes))
     found_one = False
-    for sample in shard.samples:
-        part = content[sample.offset : sample.offset + sample.bytes]
-        if len(part) < sample.bytes:
-            break  # from here on all is missing, which has been said
-        if sample.crc32 is not None and (found := zlib.crc32(part)) != sample.crc32:
+    for sample, found in zip(shard.samples, checksums, strict=True):
+        if sample.offset + sample.bytes > size:
+            break  # from here on it is missing, which has been said
+        if sample.crc32 is not None and found != sample.crc32:
             found_one = True
-            yield Problem(
-                shard.name, f"expected CRC-32 {sample.crc32:08x}, found {found:08x}", sample.offset, sample.key
-            )
-    if not found_one and len(content) == shard.bytes:
+            message = f"expected CRC-32 {sample.crc32:08x}, found {found:08x}"
+            yield Problem(shard.name, message, sample.offset, sample.key)
+    if not found_one and size == shard.bytes:
         yield Problem(shard.name, f"changed outside of its samples: expected SHA-256 {shard.sha256}, found {digest}")
 
 
@@ -197,9 +195,10 @@ def _check_counts(manifest: Manifest) -> Iterator[Problem]:
         if not shard.samples:
             yield Problem(shard.name, "expected at least one sample, the manifest lists none")
         for sample in shard.samples:
-            first = seen.setdefault(sample.key, shard.name)
-            if first != shard.name or [s.key for s in shard.samples].count(sample.key) > 1:
-                yield Problem(shard.name, f"the key occurs again, first in {first}", sample.offset, sample.key)
+            if sample.key in seen:
+                message = f"the key occurs again, first in {seen[sample.key]}"
+                yield Problem(shard.name, message, sample.offset, sample.key)
+            seen[sample.key] = shard.name
     if (spec := manifest.spec) is not None:
         for split, expected in zip(SPLITS, (spec.train_samples, spec.val_samples), strict=True):
             if (found := len(manifest.split(split))) != expected:

@@ -6,6 +6,7 @@ A scene is a function of (seed, split, index) alone. Ego frame and units as in `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,9 @@ WHEELBASE = 2.8
 BUILDING = -1
 """Class of what is drawn and hit by LiDAR but never labelled."""
 VEHICLE, PEDESTRIAN, CYCLIST = range(len(CLASSES))
+
+
+T = TypeVar("T", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Road:
         """Half the width of the carriageway, metres."""
         return self.lanes * LANE_WIDTH / 2
 
-    def middle(self, x: np.ndarray | float) -> np.ndarray | float:
-        """Lateral place y of the middle of the road at x."""
+    def middle(self, x: T) -> T:
+        """Lateral place y of the middle of the road at x, a number or an array."""
         return self.offset + self.slope * x + 0.5 * self.curvature * x * x
 
     def heading(self, x: float) -> float:

@@ -5,7 +5,7 @@ A batch is a `dict[str, torch.Tensor]` of B samples, C cameras, H x W pixels, P 
 | key           | dtype, shape           | meaning                                                                |
 |---------------|------------------------|------------------------------------------------------------------------|
 | `images`      | uint8 (B, C, 3, H, W)  | RGB                                                                    |
-| `intrinsics`  | float32 (B, C, 3, 3)   | pinhole matrix in pixels of the decoded size; centre of the first pixel is (0.5, 0.5) |
+| `intrinsics`  | float32 (B, C, 3, 3)   | pinhole matrix, decoded pixels; the first pixel's centre is (0.5, 0.5)  |
 | `distortion`  | float32 (B, C, 5)      | Brown-Conrady k1, k2, p1, p2, k3                                       |
 | `extrinsics`  | float32 (B, C, 4, 4)   | camera to ego                                                          |
 | `points`      | float32 (B, P, 4)      | LiDAR x, y, z in the ego frame and intensity 0..1, zero padded         |

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -67,9 +68,11 @@ def index_shard(path: Path, split: str, *, checksums: bool) -> Shard:
         if not samples:
             raise DataError("no sample in it: members are named <key>.<field>, such as 000001.cam0.jpg")
         _refuse_duplicates(samples)
-        digest = _add_checksums(descriptor, samples) if checksums else None
-        modified = None if checksums else os.fstat(descriptor).st_mtime_ns
-        return Shard(path.name, split, size, digest, tuple(samples), modified)
+        if not checksums:
+            return Shard(path.name, split, size, None, tuple(samples), os.fstat(descriptor).st_mtime_ns)
+        digest, found = read_checksums(descriptor, samples)
+        checked = (sample._replace(crc32=crc) for sample, crc in zip(samples, found, strict=True))
+        return Shard(path.name, split, size, digest, tuple(checked))
     except DataError as error:
         raise DataError(f"{path.name}: {error}") from None
     finally:
@@ -84,16 +87,16 @@ def _refuse_duplicates(samples: list[SampleEntry]) -> None:
         seen[sample.key] = sample.offset
 
 
-def _add_checksums(descriptor: int, samples: list[SampleEntry]) -> str:
-    """Fills in each sample's CRC-32 and returns the SHA-256 of the whole file."""
-    digest, position = hashlib.sha256(), 0
-    for number, sample in enumerate(samples):
+def read_checksums(descriptor: int, samples: Sequence[SampleEntry]) -> tuple[str, list[int]]:
+    """Reads an open shard to its end: SHA-256 of the file, and the CRC-32 found at the place of each sample."""
+    digest, checksums, position = hashlib.sha256(), [], 0
+    for sample in samples:
         digest.update(os.pread(descriptor, sample.offset - position, position))
         content = os.pread(descriptor, sample.bytes, sample.offset)
         digest.update(content)
-        samples[number] = sample._replace(crc32=zlib.crc32(content))
+        checksums.append(zlib.crc32(content))
         position = sample.offset + sample.bytes
     while rest := os.pread(descriptor, 1 << 20, position):
         digest.update(rest)
         position += len(rest)
-    return digest.hexdigest()
+    return digest.hexdigest(), checksums

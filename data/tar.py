@@ -75,7 +75,7 @@ def scan(read: Callable[[int, int], bytes], start: int, end: int) -> Iterator[Me
             member = Member(name, member_start, data, size)
             if member.end > end:
                 raise DataError(
-                    f"offset {position}: {name!r} is truncated, it needs bytes up to {member.end}, the archive ends at {end}"
+                    f"offset {position}: {name!r} is truncated, it ends at {member.end}, the archive at {end}"
                 )
             yield member
             position = member.end

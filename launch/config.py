@@ -7,21 +7,21 @@ run folder holds no such None.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from . import strategies
 from .errors import ConfigError
+from .validation import unknown, validated
 
 _TARGET = re.compile(r"(?P<metric>[a-z_][a-z0-9_]*)>=(?P<value>[-+0-9.eE]+)")
 
 
-def _option(group: str, text: str, default: Any, **limits: Any) -> Any:
+def option(group: str, text: str, default: Any, **limits: Any) -> Any:
     return Field(default=default, description=text, json_schema_extra={"group": group}, **limits)
 
 
@@ -39,62 +39,62 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: PlainText | None = _option(
+    model: PlainText | None = option(
         "what", "preset (see docs/model.md), path of a .py file, or module to import", None
     )
-    model_option: dict[str, Any] = _option(
+    model_option: dict[str, Any] = option(
         "what", "K=V handed to the model's functions; repeatable; V is JSON or text", {}
     )
-    data: PlainText | None = _option("what", "folder of shards; by default a generated set in the cache folder", None)
-    strategy: str = _option("what", "how the ranks share the work", "ddp")
-    precision: Literal["fp32", "bf16"] = _option(
+    data: PlainText | None = option("what", "folder of shards; by default a generated set in the cache folder", None)
+    strategy: str = option("what", "how the ranks share the work", "ddp")
+    precision: Literal["fp32", "bf16"] = option(
         "what", "bf16 keeps fp32 parameters and computes under autocast", "fp32"
     )
 
-    gpus: int | None = _option(
+    gpus: int | None = option(
         "how much", "ranks on this host; by default all CUDA devices, else 2 CPU ranks", None, ge=1, le=1024
     )
-    micro_batch: int | None = _option("how much", "samples per rank and micro-batch (4)", None, ge=1)
-    global_batch: int | None = _option("how much", "samples per optimizer step, in place of --micro-batch", None, ge=1)
-    grad_accumulation: int = _option("how much", "micro-batches per optimizer step", 1, ge=1)
-    steps: int | None = _option("how much", "measured optimizer steps (30 on CPU, 100 on CUDA)", None, ge=1)
-    warmup: int = _option("how much", "optimizer steps before measuring starts", 5, ge=0)
-    eval_every: int = _option(
+    micro_batch: int | None = option("how much", "samples per rank and micro-batch (4)", None, ge=1)
+    global_batch: int | None = option("how much", "samples per optimizer step, in place of --micro-batch", None, ge=1)
+    grad_accumulation: int = option("how much", "micro-batches per optimizer step", 1, ge=1)
+    steps: int | None = option("how much", "measured optimizer steps (30 on CPU, 100 on CUDA)", None, ge=1)
+    warmup: int = option("how much", "optimizer steps before measuring starts", 5, ge=0)
+    eval_every: int = option(
         "how much", "evaluate on held-out scenes every N steps and at the end; 0 is never", 0, ge=0
     )
-    target: PlainText | None = _option("how much", "METRIC>=X: record when it is reached, e.g. ap_mean>=0.2", None)
-    save_every: int = _option("how much", "write a sharded checkpoint every N steps; 0 is never", 0, ge=0)
+    target: PlainText | None = option("how much", "METRIC>=X: record when it is reached, e.g. ap_mean>=0.2", None)
+    save_every: int = option("how much", "write a sharded checkpoint every N steps; 0 is never", 0, ge=0)
 
-    optimizer: Literal["adamw", "sgd"] = _option(
+    optimizer: Literal["adamw", "sgd"] = option(
         "knobs", "adamw: betas 0.9, 0.999, decay 0.01; sgd: momentum 0.9", "adamw"
     )
-    lr: float = _option("knobs", "learning rate", 1e-3, gt=0, le=100, allow_inf_nan=False)
-    lr_warmup_steps: int = _option("knobs", "steps over which the rate rises linearly from 0", 0, ge=0)
-    lr_scaling: Literal["none", "linear", "sqrt"] = _option(
+    lr: float = option("knobs", "learning rate", 1e-3, gt=0, le=100, allow_inf_nan=False)
+    lr_warmup_steps: int = option("knobs", "steps over which the rate rises linearly from 0", 0, ge=0)
+    lr_scaling: Literal["none", "linear", "sqrt"] = option(
         "knobs", "scale the rate by global batch / --base-batch", "none"
     )
-    base_batch: int | None = _option("knobs", "the batch that --lr is meant for", None, ge=1)
-    clip_norm: float | None = _option(
+    base_batch: int | None = option("knobs", "the batch that --lr is meant for", None, ge=1)
+    clip_norm: float | None = option(
         "knobs", "clip the global gradient norm; off unless given", None, gt=0, allow_inf_nan=False
     )
-    workers: int | None = _option("knobs", "loader processes per rank (1 on CPU, up to 8 on CUDA)", None, ge=0, le=256)
-    prefetch: int | None = _option("knobs", "batches each loader process keeps ready (2)", None, ge=0, le=1024)
-    pin: bool | None = _option("knobs", "pinned host memory for batches (on with CUDA)", None)
-    reader: Literal["indexed", "stream"] = _option(
+    workers: int | None = option("knobs", "loader processes per rank (1 on CPU, up to 8 on CUDA)", None, ge=0, le=256)
+    prefetch: int | None = option("knobs", "batches each loader process keeps ready (2)", None, ge=0, le=1024)
+    pin: bool | None = option("knobs", "pinned host memory for batches (on with CUDA)", None)
+    reader: Literal["indexed", "stream"] = option(
         "knobs", "indexed: a fixed global order; stream: webdataset's pipeline", "indexed"
     )
 
-    probe: Literal["on", "off"] = _option("measuring", "off leaves the bare loop: total time and nothing else", "on")
-    record_grad_norm: bool = _option("measuring", "record the global gradient norm of every step", False)
-    seed: int = _option("measuring", "seeds weights and data order", 0, ge=0, lt=2**32)
-    deterministic: bool = _option("measuring", "deterministic kernels: the same losses bit for bit on CPU", False)
+    probe: Literal["on", "off"] = option("measuring", "off leaves the bare loop: total time and nothing else", "on")
+    record_grad_norm: bool = option("measuring", "record the global gradient norm of every step", False)
+    seed: int = option("measuring", "seeds weights and data order", 0, ge=0, lt=2**32)
+    deterministic: bool = option("measuring", "deterministic kernels: the same losses bit for bit on CPU", False)
 
-    device: Literal["auto", "cpu", "cuda"] = _option("where", "auto takes CUDA where there is any", "auto")
-    launcher: Literal["auto", "fork", "torchrun"] = _option(
+    device: Literal["auto", "cpu", "cuda"] = option("where", "auto takes CUDA where there is any", "auto")
+    launcher: Literal["auto", "fork", "torchrun"] = option(
         "where", "auto: fork on CPU (fast start), torchrun on CUDA", "auto"
     )
-    out: PlainText = _option("where", "folder in which the run folder is made", "runs")
-    name: PlainText | None = _option("where", "a word for the run folder's name", None)
+    out: PlainText = option("where", "folder in which the run folder is made", "runs")
+    name: PlainText | None = option("where", "a word for the run folder's name", None)
 
 
 def build(values: Mapping[str, Any], problems: Iterable[str] = ()) -> RunConfig:
@@ -103,17 +103,8 @@ def build(values: Mapping[str, Any], problems: Iterable[str] = ()) -> RunConfig:
     Raises ConfigError with every problem at once: those handed in, values out of range, and conflicts
     between options.
     """
-    found = list(problems)
-    good = dict(values)
-    try:
-        config = RunConfig(**good)
-    except ValidationError as error:
-        for detail in error.errors():
-            field = str(detail["loc"][0])
-            found.append(describe(field, detail.get("input"), detail))
-            good.pop(field, None)
-        config = RunConfig(**{name: value for name, value in good.items() if name in RunConfig.model_fields})
-    found += conflicts(config, given=set(values))
+    config, found = validated(RunConfig, values)
+    found = [*problems, *found, *conflicts(config, given=set(values))]
     if found:
         raise ConfigError(found, hint="scalelab run --help lists every option with its range")
     return config
@@ -161,39 +152,6 @@ def parse_target(text: str) -> tuple[str, float] | None:
         return match["metric"], float(match["value"])
     except ValueError:
         return None
-
-
-def unknown(what: str, given: str, allowed: Iterable[str]) -> str:
-    """The message for a name that is none of `allowed`, with the nearest one offered."""
-    allowed = sorted(allowed)
-    near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
-    offer = f"; did you mean {near[0]}?" if near else ""
-    return f"{what}: given {given!r}, allowed {', '.join(allowed)}{offer}"
-
-
-def describe(field: str, value: Any, detail: Mapping[str, Any]) -> str:
-    """One of pydantic's complaints in our form: the option, the value given, what is allowed."""
-    option = "--" + field.replace("_", "-")
-    context = detail.get("ctx") or {}
-    kind = detail["type"]
-    if kind == "literal_error":
-        choices = [choice.strip(" '") for choice in re.split(r",| or ", context["expected"])]
-        return unknown(option, str(value), choices)
-    signs = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    limits = [f"{word} {context[sign]}" for sign, word in signs.items() if sign in context]
-    if kind == "value_error":
-        allowed = str(context["error"])
-    elif limits:
-        allowed = "a number " + " and ".join(limits)
-    elif kind.startswith("int"):
-        allowed = "a whole number"
-    elif kind.startswith(("float", "finite")):
-        allowed = "a finite number"
-    elif kind.startswith("bool"):
-        allowed = "true or false"
-    else:
-        allowed = str(detail["msg"])
-    return f"{option}: given {value!r}, allowed {allowed}"
 
 
 def name_of(config: RunConfig) -> str:

@@ -13,8 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..data.errors import DataError
 from ..data.generate import ensure_dataset
-from ..data.index import open_folder
-from ..data.manifest import Manifest, load_manifest
+from ..data.manifest import Manifest, load_manifest, open_folder
 from ..data.spec import DatasetSpec
 from ..models.presets import load_preset
 from .plan import Plan

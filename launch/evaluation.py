@@ -9,8 +9,8 @@ import torch
 from torch import distributed, nn
 
 from ..data.batch import collate
-from ..data.index import open_folder
-from ..data.readers.indexed import ShardReader
+from ..data.manifest import open_folder
+from ..data.readers.samples import SampleReader
 from ..models.driving import average_precision, truths
 from .config import RunConfig
 from .feed import to_device
@@ -30,7 +30,7 @@ class Evaluation:
     ) -> None:
         assert config.data is not None
         folder = Path(config.data)
-        self._reader = ShardReader(folder, open_folder(folder).split("val"), image_size)
+        self._reader = SampleReader(folder, open_folder(folder).split("val"), image_size)
         self._model = model
         self._device = device
         self._rank = rank

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from .cli import run_command
-from .config import RunConfig, unknown
+from .config import RunConfig
 from .errors import Exit
 from .text import plain
+from .validation import unknown
 
 # Option names by target. Values become `--name=value`; MODEL_OPTION="a=1 b=2" becomes two.
 TARGETS = {"run": (*RunConfig.model_fields, "dry_run", "json")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -51,7 +52,13 @@ class Options:
 
     def help(self) -> str:
         """The help page: options by group, each with its range and default."""
-        return self._parser.format_help().rstrip()
+        # argparse shows each value as optional, which lets `read` find every missing one instead of the first.
+        return re.sub(
+            r"^(  --(?!pin|record|determ|distort)[\w-]+) \[(.+?)\]",
+            r"\1 \2",
+            self._parser.format_help(),
+            flags=re.MULTILINE,
+        )
 
     def names(self) -> list[str]:
         """Every option, as typed."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from ..models.presets import load_preset, presets
 from . import strategies
-from .config import RunConfig, is_user_model, unknown
+from .config import RunConfig, is_user_model
 from .devices import Devices
 from .environment import available_cores
 from .errors import ConfigError, PreflightError
 from .schedule import base_lr
 from .strategies._contract import Setting
+from .validation import unknown
 
 DEFAULT_CPU_RANKS = 2
 DEFAULT_MICRO_BATCH = 4

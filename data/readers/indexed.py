@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..batch import collate
 from ..errors import DataError
-from ..manifest import SPLITS, Manifest, open_folder
+from ..manifest import Manifest
+from .request import Batch, open_request
 from .samples import SampleReader
-
-Batch = dict[str, torch.Tensor]
 
 
 def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -91,7 +89,6 @@ class IndexedLoader:
             _MicroBatches(self._reader),
             batch_size=None,
             sampler=self.sample_numbers(),
-            collate_fn=_unchanged,
             **self._options,
         )
         self._iterator = iter(loader)
@@ -134,32 +131,22 @@ def indexed_loader(
     to page-locked memory; `image_size` = (width, height) delivered; without `shuffle` every epoch is in file order.
     Raises `DataError` if the folder cannot be read or holds fewer samples of `split` than one global batch.
     """
-    numbers = {
-        "world_size": (world_size, 1), "rank": (rank, 0), "micro_batch": (micro_batch, 1), "workers": (workers, 0),
-        "accumulation": (accumulation, 1), "start_step": (start_step, 0), "prefetch": (prefetch, 1), "seed": (seed, 0),
-    }  # fmt: skip
-    for name, (value, low) in numbers.items():
-        if value < low:
-            raise DataError(f"{name} = {value}: must be at least {low}")
-    if rank >= world_size:
-        raise DataError(f"rank = {rank}: must be below world_size = {world_size}")
-    if split not in SPLITS:
-        raise DataError(f"split = {split!r}: allowed are {', '.join(SPLITS)}")
-    folder = Path(folder)
-    manifest = open_folder(folder)
-    entries = manifest.split(split)
+    manifest, entries, options = open_request(
+        folder,
+        split,
+        pin=pin,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        seed=seed,
+        start_step=start_step,
+        workers=workers,
+        prefetch=prefetch,
+    )
     own = micro_batch * accumulation
-    if len(entries) < own * world_size:
-        raise DataError(
-            f"{folder}: split {split!r} has {len(entries)} samples, one global batch needs {own * world_size} "
-            f"(micro-batch {micro_batch} × accumulation {accumulation} × ranks {world_size}); "
-            "make the batch smaller or the dataset larger"
-        )
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin}
-    if workers:
-        options["prefetch_factor"] = prefetch
     return IndexedLoader(
-        SampleReader(folder, entries, image_size),
+        SampleReader(Path(folder), entries, image_size),
         manifest,
         lambda epoch: permutation(len(entries), seed, epoch) if shuffle else np.arange(len(entries)),
         global_batch=own * world_size,
@@ -169,7 +156,3 @@ def indexed_loader(
         steps=steps,
         options=options,
     )
-
-
-def _unchanged(batch: Batch | DataError) -> Batch | DataError:
-    return batch

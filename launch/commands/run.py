@@ -6,25 +6,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.console import Console
 
-from ...profiles.analysis.summary import write_summary
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
-from ...reports.live import LiveLine
-from ...reports.table import run_table, size
 from .. import devices, environment, strategies
 from ..config import RunConfig, build, is_user_model, name_of, parse_target
-from ..dataset import Dataset, prepare
 from ..errors import Exit, PreflightError
 from ..options import Options
 from ..plan import Plan, resolve
 from ..precision import PRECISIONS
-from ..supervisor import supervise, user_traceback
 from ..text import plain
+
+if TYPE_CHECKING:
+    from ..dataset import Dataset
 
 SUMMARY = "Train one model under one strategy. Prints a table and leaves a run folder."
 FLAGS = {
@@ -48,6 +45,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
+    # Here and not above: `--help` and errors of usage answer without them.
+    from rich.console import Console
+
+    from ...profiles.analysis.summary import write_summary
+    from ...reports.live import LiveLine
+    from ...reports.table import run_table
+    from ..dataset import prepare
+    from ..supervisor import supervise
+
     for note in plan.notes:
         _say(f"note: {note}")
     dataset = None if is_user_model(plan.config.model) else prepare(plan)
@@ -82,6 +88,8 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
 
 def _explain(folder: RunFolder, status: dict[str, Any]) -> None:
     """Say on stderr what ended the run: the user's own traceback first, then one line of cause and one of remedy."""
+    from ..supervisor import user_traceback
+
     trace = user_traceback(folder, status, OURS)
     if trace is not None:
         _say(f"{trace}\n")
@@ -137,6 +145,7 @@ def _dry_run(plan: Plan, *, as_json: bool) -> int:
     import torch
 
     from ...models.contract import load_model
+    from ...reports.table import size
 
     source = load_model(str(plan.config.model), plan.config.model_option)
     with torch.device("meta"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...data.schema import CLASSES, TEXT_BYTES
 from .config import RANGE_METRES, config_from
 
-POINTS, BOXES = 2048, 16
+POINTS, BOXES = 10240, 16
 COMMANDS = ("follow the lane", "turn left at the next junction", "keep right and slow down", "go straight on")
 SIZES = ((4.5, 1.9, 1.6), (0.6, 0.6, 1.75), (1.8, 0.6, 1.7))
 """Length, width and height in metres of a usual object of each class."""
@@ -61,7 +61,7 @@ def _points(size: int, rng: torch.Generator) -> dict[str, Tensor]:
     angle = 2 * math.pi * torch.rand(size, POINTS, generator=rng)
     height = 2 * torch.rand(size, POINTS, generator=rng) ** 3
     points = torch.stack([distance * angle.cos(), distance * angle.sin(), height, angle / (2 * math.pi)], dim=-1)
-    counts = torch.randint(POINTS // 2, POINTS + 1, (size, 1), generator=rng)
+    counts = torch.randint(POINTS * 3 // 4, POINTS + 1, (size, 1), generator=rng)
     mask = torch.arange(POINTS) < counts
     return {"points": points * mask.unsqueeze(-1), "points_mask": mask}
 

@@ -11,7 +11,7 @@ from .blocks import CrossBlock, fourier, fourier_width
 from .config import RANGE_METRES, ModelConfig
 
 BANDS = 6
-EYE_METRES = 1.5
+EYE_METRES = 1.6
 """Height of the point from which a query's direction is taken: about that of the cameras."""
 
 

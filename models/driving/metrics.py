@@ -69,7 +69,7 @@ def average_precision(detections: Sequence[Detections], truths: Sequence[Detecti
     return result
 
 
-def constant_predictor(truths: Sequence[Detections], limit: int = 100, bin_metres: float = 2.0) -> Detections:
+def constant_predictor(truths: Sequence[Detections], limit: int = 100, bin_metres: float = 4.0) -> Detections:
     """The best answer that ignores its input: the places where a box of a class is most frequent.
 
     One detection per occupied bin of the ground plane and class, with the mean box of the bin and, as score,

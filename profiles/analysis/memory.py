@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from .load import RankRecords, Run
+from .reasons import Null
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary", "unaccounted")
 MODEL_STATE = KINDS[:3]
 
 
-def memory(run: Run, null: Callable[[str, str], None]) -> dict[str, Any]:
+def memory(run: Run, null: Null) -> dict[str, Any]:
     """Model state by kind on the rank that holds most of it, and the peaks that the allocator and the system saw."""
     per_rank = [_rank(rank) for rank in run.ranks]
     states = [row for row in per_rank if row["parameters"] is not None]

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scalelab.data.camera import ring
 from scalelab.models.driving import build_model, example_batch
 from scalelab.models.driving.blocks import fourier, fourier_width
 from scalelab.models.driving.camera import patch_rays, undistort
@@ -199,3 +201,18 @@ def test_fourier_features():
     assert features.shape == (1, fourier_width(2, 2))
     expected = [0.5, -0.25, 1.0, 0.0, -math.sqrt(0.5), -1.0, 0.0, -1.0, math.sqrt(0.5), 0.0]
     torch.testing.assert_close(features[0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_patch_rays_are_those_the_scenes_are_drawn_with():
+    """With the generator's own cameras and lenses, the model's rays are the renderer's, to a tenth of a pixel."""
+    cameras = ring(6, 160, 96)
+    k, d, e = (
+        torch.tensor(np.stack([getattr(camera, name) for camera in cameras]))[None]
+        for name in ("intrinsics", "distortion", "extrinsics")
+    )
+    origins, ways = patch_rays(k, d, e, rows=6, columns=10, patch=16)
+    for index, camera in enumerate(cameras):
+        pixels, depth = camera.project((origins[0, index] + 9 * ways[0, index]).numpy())
+        centres = torch.cartesian_prod(torch.arange(6) * 16 + 8, torch.arange(10) * 16 + 8).flip(-1)
+        assert (depth > 0).all()
+        np.testing.assert_allclose(pixels, centres, atol=0.1)
