@@ -46,7 +46,7 @@ class RunConfig(BaseModel):
         "what", "K=V handed to the model's functions; repeatable; V is JSON or text", {}
     )
     data: PlainText | None = option("what", "folder of shards; by default a generated set in the cache folder", None)
-    strategy: str = option("what", "how the ranks share the work", "ddp")
+    strategy: str = option("what", f"how the ranks share the work: {', '.join(strategies.names())}", "ddp")
     precision: Literal["fp32", "bf16"] = option(
         "what", "bf16 keeps fp32 parameters and computes under autocast", "fp32"
     )
@@ -126,6 +126,8 @@ def conflicts(config: RunConfig, given: set[str]) -> list[str]:
             problems.append("--target is looked at in evaluations: give --eval-every N with it")
     if config.record_grad_norm and config.probe == "off":
         problems.append("--record-grad-norm needs --probe on")
+    if config.probe == "off" and (config.eval_every or config.save_every):
+        problems.append("--probe off times the bare loop: leave out --eval-every and --save-every, which interrupt it")
     if is_user_model(config.model):
         for option in sorted({"reader", "workers", "pin"} & given):
             problems.append(
@@ -133,7 +135,7 @@ def conflicts(config: RunConfig, given: set[str]) -> list[str]:
             )
         if config.eval_every:
             problems.append("--eval-every needs one of our presets: held-out metrics are defined for them alone")
-    if config.workers == 0 and config.prefetch:
+    if config.workers == 0 and config.prefetch and not is_user_model(config.model):
         problems.append("--prefetch needs loader processes: give --workers 1 or more, or leave --prefetch out")
     return problems
 

@@ -60,7 +60,7 @@ def wrap_forward(model: nn.Module, name: str, precision: Precision, device: str)
                 else f"a {type(loss).__name__}"
             )
             raise ModelError(
-                f"{name}: forward(batch) returned {shape}, must return a scalar floating-point loss (for example loss.mean())"
+                f"{name}: forward(batch) returned {shape}, must return a scalar floating-point loss (say loss.mean())"
             )
         return loss
 

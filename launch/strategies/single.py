@@ -15,7 +15,8 @@ class Single:
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.world_size > 1:
-            return f"single trains one model copy on one rank, not on {setting.world_size}: use --gpus 1, or --strategy ddp"
+            ranks = setting.world_size
+            return f"single trains one model copy on one rank, not on {ranks}: use --gpus 1, or --strategy ddp"
         return None
 
     def law(self, sizes: tuple[int, ...], setting: Setting) -> Law:

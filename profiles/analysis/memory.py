@@ -9,6 +9,7 @@ from .reasons import Null
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary", "unaccounted")
 MODEL_STATE = KINDS[:3]
+NOT_RECORDED = "not recorded: the probe was off or the rank ended too early"
 
 
 def memory(run: Run, null: Null) -> dict[str, Any]:
@@ -25,13 +26,16 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
         for kind in MODEL_STATE:
             null(
                 f"memory.by_kind.{kind}",
-                "not recorded: the probe was off or the run ended before its second step",
+                NOT_RECORDED,
             )
     for kind in KINDS[3:]:
         null(f"memory.by_kind.{kind}", "only model state is recorded in this run")
     if not allocated:
         null("memory.peak_bytes", "PyTorch counts no CPU allocations; rss_peak_bytes is the whole process")
         null("memory.reserved_bytes", "there is no caching allocator on CPU")
+    for kind in (*MODEL_STATE, "allocated_peak_bytes", "rss_peak_bytes"):
+        if any(row[kind] is None for row in per_rank):
+            null(f"memory.per_rank.{kind}", "counted by CUDA's allocator" if kind.startswith("alloc") else NOT_RECORDED)
     null("memory.peak_at", "the peak's instant is not recorded in this run")
     null("memory.non_torch_bytes", "not recorded in this run")
     if not resident:

@@ -111,6 +111,8 @@ def per_rank(run: Run, null: Null) -> list[dict[str, Any]]:
                 "waiting_seconds": None,
             }
         )
+    if any(row["host"] is None for row in rows):
+        null("per_rank.host", "the rank's first record is missing")
     for name in ("own_seconds", "waiting_seconds"):
         null(f"per_rank.{name}", "communication was not recorded")
     if not run.complete_steps:

@@ -25,9 +25,7 @@ def global_batches(folder: Path, world: int, micro: int, accumulation: int, **op
     """The sample numbers of each step over all ranks, in the order of rank and micro-batch."""
     steps: list[list[int]] = []
     for rank in range(world):
-        made = loader(
-            folder, rank=rank, world_size=world, micro_batch=micro, accumulation=accumulation, **options
-        )
+        made = loader(folder, rank=rank, world_size=world, micro_batch=micro, accumulation=accumulation, **options)
         parts = list(made.sample_numbers())
         assert {len(part) for part in parts} == {micro}
         for step in range(len(parts) // accumulation):

@@ -1,0 +1,181 @@
+"""What a user types is read as meant, and everything wrong in it is said at once with the way out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scalelab.launch.cli import run_command
+from scalelab.launch.config import RunConfig, build
+from scalelab.launch.devices import Devices
+from scalelab.launch.errors import ConfigError, PreflightError
+from scalelab.launch.make_front import command_line_variables
+from scalelab.launch.options import Options
+from scalelab.launch.plan import resolve
+from scalelab.launch.schedule import schedule
+from scalelab.launch.text import plain
+
+CPU = Devices("cpu", 0, "a processor", why_no_cuda="none here")
+CUDA = Devices("cuda", 2, "a card", memory_bytes=80 * 2**30)
+
+
+def read(*argv: str) -> RunConfig:
+    values, _, problems = Options("run", "", RunConfig, {}).read(argv)
+    return build(values, problems)
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    """Unknown options, missing values, values out of range and conflicts come in one error, nearest names offered."""
+    with pytest.raises(ConfigError) as error:
+        read("--stratgy=ddp", "--gpus=0", "--lr=nan", "--precision=bf61", "--steps", "--base-batch=3", "--warmup=x")
+    text = str(error.value)
+    for part in (
+        "did you mean --strategy?",
+        "--gpus: given '0', allowed a number at least 1",
+        "--lr: given 'nan'",
+        "did you mean bf16?",
+        "--steps: needs a value",
+        "--base-batch does nothing",
+        "--warmup: given 'x', allowed a whole number",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["--strategy=zero9"], "did you mean zero2?"),
+        (["--lr-scaling=linear"], "needs --base-batch"),
+        (["--target=ap_mean>=0.2"], "give --eval-every"),
+        (["--target=nonsense", "--eval-every=5"], "METRIC>=NUMBER"),
+        (["--probe=off", "--record-grad-norm"], "needs --probe on"),
+        (["--probe=off", "--eval-every=5"], "--probe off"),
+        (["--model=a.py", "--reader=stream"], "belongs to our own loader"),
+        (["--model=a.py", "--eval-every=2"], "needs one of our presets"),
+        (["--workers=0", "--prefetch=2"], "needs loader processes"),
+        (["--name=a\nb"], "without control characters"),
+        (["--model-option=x"], "allowed NAME=VALUE"),
+    ],
+)
+def test_conflicts_name_the_way_out(argv: list[str], part: str) -> None:
+    """Each combination that cannot be meant is refused with what to do."""
+    with pytest.raises(ConfigError) as error:
+        read(*argv)
+    assert part in str(error.value)
+
+
+def test_model_options_are_json_or_text() -> None:
+    """`layers=24` is a number, `kind=relu` a text."""
+    config = read("--model-option=layers=24", "--model-option", "kind=relu", "--model-option=on=true")
+    assert config.model_option == {"layers": 24, "kind": "relu", "on": True}
+
+
+def test_defaults_follow_the_machine() -> None:
+    """Two CPU ranks over gloo without CUDA, every card with it, `single` on one."""
+    plan = resolve(read(), CPU)
+    assert (plan.world_size, plan.config.model, plan.config.launcher) == (2, "tiny", "fork")
+    plan = resolve(read(), CUDA)
+    assert (plan.world_size, plan.config.model, plan.config.launcher) == (2, "base", "torchrun")
+    assert resolve(read("--strategy=single"), CUDA).world_size == 1
+    assert None not in (plan.config.micro_batch, plan.config.steps, plan.config.workers, plan.config.prefetch)
+
+
+def test_lacking_hardware_is_preflight_and_impossible_is_usage() -> None:
+    """More cards than there are is exit 3; what no machine can do is exit 2."""
+    with pytest.raises(PreflightError, match="2 CUDA device"):
+        resolve(read("--gpus=3"), CUDA)
+    with pytest.raises(PreflightError, match="none here"):
+        resolve(read("--device=cuda"), CPU)
+    with pytest.raises(ConfigError, match="one model copy"):
+        resolve(read("--strategy=single", "--gpus=2"), CPU)
+    with pytest.raises(ConfigError, match="did you mean tiny"):
+        resolve(read("--model=tinny"), CPU)
+
+
+@given(gpus=st.integers(1, 9), accumulation=st.integers(1, 4), batch=st.integers(1, 200))
+def test_a_global_batch_divides_or_the_nearest_is_offered(gpus: int, accumulation: int, batch: int) -> None:
+    """The batch asked for is the batch trained with, else the refusal offers ones that divide."""
+    config = read(f"--gpus={gpus}", f"--grad-accumulation={accumulation}", f"--global-batch={batch}")
+    per_step = gpus * accumulation
+    if batch % per_step == 0:
+        assert resolve(config, CPU).global_batch == batch
+        return
+    with pytest.raises(ConfigError) as error:
+        resolve(config, CPU)
+    offered = str(error.value).rpartition("nearest that can is ")[2].split(" or ")
+    assert offered
+    assert all(int(value) % per_step == 0 for value in offered)
+
+
+def test_learning_rate_rises_and_scales() -> None:
+    """Linear warm-up from 0 to the scaled rate, then constant."""
+    config = read("--lr=1", "--lr-warmup-steps=4", "--lr-scaling=linear", "--base-batch=8", "--warmup=2")
+    rates = [step.lr for step in schedule(config, steps=4, samples=1, global_batch=16)]
+    assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+names = st.from_regex(r"[A-Z_]{1,8}", fullmatch=True)
+values = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+
+
+@given(st.dictionaries(names, values, max_size=4))
+def test_makeflags_give_back_what_was_typed(variables: dict[str, str]) -> None:
+    """Spaces, quotes, dollars, backslashes and newlines of a value come through make's quoting."""
+    quoted = " ".join(
+        f"{name}=" + value.replace("$", "$$").replace("\\", "\\\\").replace(" ", "\\ ")
+        for name, value in variables.items()
+    )
+    assert command_line_variables(f"s -j4 -- {quoted}") == variables
+
+
+def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The project's own Makefile, its environment rules left out, with this Python."""
+    root = Path(__file__).parents[2]
+    freeze = next(line for line in (root / "Makefile").read_text().splitlines() if line.startswith("$(foreach"))
+    recipe = f"{freeze}\nrun:\n\t@{sys.executable} -m scalelab.launch.make_front run\n"
+    (tmp_path / "Makefile").write_text(recipe)
+    environment = {**os.environ, "NAME": "from the environment"}
+    environment.pop("MAKEFLAGS", None)
+    return subprocess.run(
+        ["make", "run", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_hands_values_on_unread(tmp_path: Path) -> None:
+    """No shell and no make function reads a value; the environment's variables take no part."""
+    marker = tmp_path / "marker"
+    name = f"a; touch {marker} $(shell touch {marker}) `touch {marker}` 'q' [x]"
+    done = make(tmp_path, f"NAME={name}", "DRY_RUN=1", "MODEL=nano", "JSON=1")
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()
+    assert name in done.stdout
+    assert "from the environment" not in make(tmp_path, "DRY_RUN=1", "MODEL=nano").stdout
+
+
+def test_make_refuses_unknown_variables_with_the_nearest(tmp_path: Path) -> None:
+    """A typo is named, and the command's own exit code is said since make hides it."""
+    assert "did you mean STRATEGY?" in make(tmp_path, "STRATAGY=zero2").stderr
+    assert "exit code 3" in make(tmp_path, "DEVICE=cuda").stderr
+
+
+def test_exit_codes_and_json_on_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors go to stderr with their remedy, and to stdout as JSON when asked."""
+    assert run_command(["rnu"]) == 2
+    assert "did you mean run?" in capsys.readouterr().err
+    assert run_command(["run", "--gpus=0", "--json"]) == 2
+    out = capsys.readouterr().out
+    assert '"exit_code":2' in out
+    assert run_command(["--help"]) == 0
+    assert run_command(["run", "--help"]) == 0
+
+
+@given(st.text(max_size=60))
+def test_printed_text_has_no_control_characters(text: str) -> None:
+    """Nothing from outside moves the cursor, colours the screen or turns the direction of writing."""
+    assert not {c for c in plain("\x1b[31m" + text + "\x1b]0;x\x07\u202e") if ord(c) < 32 and c not in "\t\n"}
+    assert "\u202e" not in plain(text)
