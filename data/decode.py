@@ -5,8 +5,8 @@ Nothing here unpickles or executes. Every error is a `DataError` that names shar
 
 from __future__ import annotations
 
-import io
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar
 
@@ -19,6 +19,12 @@ from .schema import BOX_FIELDS, CLASSES, EGO_FIELDS
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 _CALIBRATION_SHAPES = {"intrinsics": (3, 3), "distortion": (5,), "extrinsics": (4, 4)}
+# The header as numpy.lib.format documents it (versions 1 and 2), read without evaluating what is a Python literal.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)\{\s*'descr':\s*'(?P<dtype>[^']{1,40})',\s*"
+    rb"'fortran_order':\s*(?P<order>True|False),\s*'shape':\s*\((?P<shape>(?:[0-9]{1,12}, ?)*(?:[0-9]{1,12})?)\),?\s*\}",
+    re.DOTALL,
+)
 T = TypeVar("T")
 
 
@@ -125,22 +131,23 @@ def _calibration(raw: bytes) -> list[dict[str, Any]]:
 
 def _array(raw: bytes, shape: tuple[int | None, ...]) -> np.ndarray:
     """A finite float32 array of `shape` (None: any length) from the bytes of a .npy file of a float type."""
-    stream = io.BytesIO(raw)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        found, fortran, dtype = read(stream)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"not a .npy file of version 1 or 2 ({error})") from None
-    if dtype.kind != "f" or len(found) != len(shape) or fortran:
-        raise DataError(f"must hold floats of shape {_shape(shape)} in C order, holds {dtype} {found}")
+    header = _NPY_HEADER.match(raw[: 1 << 12])
+    if header is None:
+        raise DataError(f"not a .npy file of one plain array, it begins with {raw[:12]!r}")
+    found = tuple(int(size) for size in header["shape"].split(b",") if size.strip())
+    kind, fortran = header["dtype"].decode("latin-1"), header["order"] == b"True"
+    if not re.fullmatch("[<>=]?f[248]", kind) or len(found) != len(shape) or fortran:
+        raise DataError(f"must hold floats of shape {_shape(shape)} in C order, holds {kind!r} {found}")
+    dtype = np.dtype(kind)
     if any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
         raise DataError(f"must have shape {_shape(shape)}, has {found}")
-    content = raw[stream.tell() :]
+    width = 2 if raw[6] == 1 else 4
+    content = raw[8 + width + int.from_bytes(raw[8 : 8 + width], "little") :]
     # Before anything is allocated: a header may claim any size.
     if math.prod(found) * dtype.itemsize != len(content):
         raise DataError(f"{dtype} {found} needs {math.prod(found) * dtype.itemsize} bytes, has {len(content)}")
-    array = np.frombuffer(content, dtype).reshape(found).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite: refused below
+        array = np.frombuffer(content, dtype).reshape(found).astype(np.float32)
     if not np.isfinite(array).all():
         raise DataError("holds values that are not finite")
     return array

@@ -100,13 +100,13 @@ def split_name(name: str) -> tuple[str, str]:
 def _check_header(block: bytes, position: int) -> None:
     if position == 0 and (packed := _COMPRESSED.get(block[:2])):
         raise DataError(f"offset 0: a {packed}-compressed archive is not read, unpack it to a plain .tar")
+    if block[257:262] != b"ustar":
+        raise DataError(f"offset {position}: not a POSIX or GNU tar header (magic {block[257:263]!r})")
     # The checksum counts its own eight bytes as spaces.
     expected = _number(block[148:156], position)
     found = sum(block) - sum(block[148:156]) + 8 * 32
     if found != expected:
         raise DataError(f"offset {position}: tar header checksum is {found}, expected {expected}")
-    if block[257:262] != b"ustar":
-        raise DataError(f"offset {position}: not a POSIX or GNU tar header (magic {block[257:263]!r})")
 
 
 def _number(field: bytes, position: int) -> int:

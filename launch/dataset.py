@@ -73,4 +73,5 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
     try:
         yield advance
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

@@ -66,6 +66,8 @@ def open_feed(config: RunConfig, source: ModelSource, rank: Rank, image_size: tu
         )
         batches = _endless(loader, source.name)
         return _prefetched(batches, config.prefetch) if config.prefetch else Feed(batches)
+    if config.data is not None:
+        raise ModelError(f"--data: {source.name} has no build_loader to hand it to; write one, or leave --data out")
     made = [_made_up(source, config.micro_batch, config.seed, rank.rank, index) for index in range(MADE_UP_BATCHES)]
     return Feed(_cycle(made))
 

@@ -7,6 +7,7 @@ a shell) are never reached, and members are decoded here, so that nothing is unp
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -27,6 +28,7 @@ from ..decode import Sample, decode_sample
 from ..errors import DataError
 from ..manifest import Manifest
 from ..shards import Shard
+from ..tar import split_name
 from .request import Batch, open_request
 
 SHUFFLE_BUFFER = 256
@@ -124,7 +126,7 @@ def stream_loader(
         _ShardOrder(Path(folder).absolute(), shards, rank, world_size, seed if shuffle else None),
         split_by_worker,
         _opened,
-        tar_file_expander,
+        functools.partial(tar_file_expander, select_files=_belongs_to_a_sample),
         group_by_keys,
         *([filters.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, seed=seed + rank)] if shuffle else []),
         filters.map(_Decode(image_size)),
@@ -169,6 +171,10 @@ def _opened(shards: Iterable[tuple[Path, Shard]]) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{path.name}: offset 0: not a plain tar archive")
             stream.seek(0)
             yield {"url": str(path), "stream": stream}
+
+
+def _belongs_to_a_sample(name: str) -> bool:
+    return split_name(name) != ("", "")
 
 
 class _Decode:

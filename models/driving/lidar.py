@@ -63,11 +63,12 @@ class LidarTower(nn.Module):
             [near, near.norm(dim=-1, keepdim=True), points[..., 3:], 2 * offset,
              fourier(points[..., 2:3] / HEIGHT_METRES, BANDS)], dim=-1,
         )  # fmt: skip
-        hidden = F.silu(self.point(features.to(self.point.weight.dtype)))
-        with_one = torch.cat([hidden, torch.ones_like(hidden[..., :1])], dim=-1).reshape(batch * count, -1)
-        total = with_one.new_zeros(batch * (cells + 1), with_one.shape[-1])
-        total = total.index_add(0, number.flatten(), with_one).reshape(batch, cells + 1, -1)[:, :cells]
-        hits = total[..., -1:]
-        mean = total[..., :-1] / hits.clamp(min=1)
-        pillars = self.pillar(torch.cat([mean, hits.log1p()], dim=-1))
+        # Summed and counted in the points' own precision: bfloat16 cannot count beyond 256.
+        hidden = F.silu(self.point(features.to(self.point.weight.dtype))).to(points.dtype).flatten(0, 1)
+        rows, number = batch * (cells + 1), number.flatten()
+        total = hidden.new_zeros(rows, hidden.shape[-1]).index_add(0, number, hidden)
+        hits = hidden.new_zeros(rows).index_add(0, number, hidden.new_ones(batch * count)).unsqueeze(-1)
+        pillars = torch.cat([total / hits.clamp(min=1), hits.log1p()], dim=-1)
+        pillars = pillars.reshape(batch, cells + 1, -1)[:, :cells]
+        pillars = self.pillar(pillars.to(self.pillar.weight.dtype))
         return pillars.transpose(1, 2).reshape(batch, -1, self.grid, self.grid)

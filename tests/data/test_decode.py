@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 import zlib
@@ -106,6 +107,11 @@ WRONG: dict[str, tuple[Callable[[Members], object], str]] = {
     "lidar shape": (put("lidar.npy", npy(np.zeros((5, 3)))), r"lidar\.npy: must have shape \(any, 4\)"),
     "lidar cut": (lambda m: m.update({"lidar.npy": m["lidar.npy"][:-4]}), r"lidar\.npy: .*bytes, has"),
     "lidar nan": (put("lidar.npy", npy(np.full((1, 4), np.nan))), r"lidar\.npy: holds values that are not finite"),
+    "lidar beyond float32": (put("lidar.npy", npy(np.full((1, 4), 1e300))), r"lidar\.npy: holds values that are not"),
+    "lidar claiming": (
+        lambda m: m.update({"lidar.npy": m["lidar.npy"].replace(b"(", b"(9999999", 1)[: len(m["lidar.npy"])]}),
+        r"lidar\.npy: .*needs \d+ bytes|lidar\.npy: not a",
+    ),
     "lidar integers": (put("lidar.npy", npy(np.zeros((1, 4), int))), r"lidar\.npy: must hold floats"),
     "ego shape": (put("ego.npy", npy(np.zeros(5))), r"ego\.npy: must have shape \(6\), has \(5,\)"),
     "not utf-8": (put("command.txt", b"turn \xff"), r"command\.txt: is not UTF-8: byte 5 is 0xff"),
@@ -136,7 +142,7 @@ def test_members_that_are_not_ours_are_never_decoded() -> None:
     assert not Path("unpickled").exists()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damaged_members_raise_nothing_but_data_errors(data: st.DataObject) -> None:
     """However the bytes of a member are changed or cut, the sample decodes or a DataError says that it does not."""
@@ -146,10 +152,8 @@ def test_damaged_members_raise_nothing_but_data_errors(data: st.DataObject) -> N
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     fields[name] = bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
+    with contextlib.suppress(DataError):  # anything else fails the test
         decode(fields)
-    except DataError as error:
-        assert "sample 'k1'" in str(error)
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,7 +186,7 @@ def test_both_decoders_agree(monkeypatch: pytest.MonkeyPatch) -> None:
                 slow, _, slow_scale = decode_image(raw, "cam0.jpg", size)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with pytest.raises(DataError, match="60000x60000|too many pixels"):
+                with pytest.raises(DataError, match=r"60000x60000|too many pixels"):
                     decode_image(huge_jpeg(), "cam0.jpg", size)
                 with pytest.raises(DataError, match="damaged JPEG"):
                     decode_image(raw[:-200], "cam0.jpg", size)
@@ -208,8 +212,9 @@ def test_padding_is_masked_and_rounded() -> None:
     samples[1]["points"] = samples[1]["points"][:0]
     samples[2]["boxes"], samples[2]["classes"] = samples[2]["boxes"][:0], samples[2]["classes"][:0]
     batch = collate(samples)
-    assert tuple(batch) != () and set(batch) == set(BATCH_KEYS)
-    assert batch["points"].shape[1] % 1024 == 0 and batch["boxes"].shape[1] % 8 == 0
+    assert set(batch) == set(BATCH_KEYS)
+    assert batch["points"].shape[1] % 1024 == 0
+    assert batch["boxes"].shape[1] % 8 == 0
     for row, sample in enumerate(samples):
         for name, mask in (("points", "points_mask"), ("boxes", "boxes_mask")):
             real = batch[mask][row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from pathlib import Path
 
@@ -21,6 +22,10 @@ def loader(folder: Path, **options: object) -> IndexedLoader:
     return indexed_loader(folder, **request)
 
 
+def flat(lists: list[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(lists))
+
+
 def global_batches(folder: Path, world: int, micro: int, accumulation: int, **options: object) -> list[list[int]]:
     """The sample numbers of each step over all ranks, in the order of rank and micro-batch."""
     steps: list[list[int]] = []
@@ -29,7 +34,7 @@ def global_batches(folder: Path, world: int, micro: int, accumulation: int, **op
         parts = list(made.sample_numbers())
         assert {len(part) for part in parts} == {micro}
         for step in range(len(parts) // accumulation):
-            own = sum(parts[step * accumulation : (step + 1) * accumulation], [])
+            own = flat(parts[step * accumulation : (step + 1) * accumulation])
             if rank == 0:
                 steps.append([])
             steps[step] += own
@@ -62,7 +67,7 @@ def test_an_epoch_sees_no_sample_twice(dataset: Path, seed: int, size: int) -> N
     assert made.samples_per_epoch == 24
     assert made.steps_per_epoch * size + made.dropped_per_epoch == 24
     assert made.dropped_per_epoch < size
-    seen = sum(global_batches(dataset, 1, size, 1, seed=seed, steps=made.steps_per_epoch), [])
+    seen = flat(global_batches(dataset, 1, size, 1, seed=seed, steps=made.steps_per_epoch))
     assert len(set(seen)) == len(seen) == 24 - made.dropped_per_epoch
 
 
@@ -99,7 +104,7 @@ def test_without_shuffling_samples_come_in_file_order(dataset: Path) -> None:
     """Evaluation reads the split in order."""
     made = loader(dataset, split="val", shuffle=False, micro_batch=3)
     assert made.dropped_per_epoch == 2
-    assert sum(global_batches(dataset, 1, 4, 1, split="val", shuffle=False, steps=2), []) == list(range(8))
+    assert flat(global_batches(dataset, 1, 4, 1, split="val", shuffle=False, steps=2)) == list(range(8))
 
 
 def test_few_open_files_are_enough(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

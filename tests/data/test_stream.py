@@ -45,7 +45,7 @@ def test_without_shuffling_it_reads_what_the_indexed_reader_reads(dataset: Path)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ranks_share_the_shards_of_an_epoch(dataset: Path, workers: int) -> None:
-    """Over one epoch the ranks see every scene exactly once between them, in a shuffled order, and end their processes."""
+    """Over one epoch the ranks see every scene exactly once between them, and their processes end."""
     seen: Counter[bytes] = Counter()
     for rank in range(3):
         # A rank has 2 of the 6 shards: 8 scenes, 4 batches of 2; a buffer over the epoch's end would mix epochs.

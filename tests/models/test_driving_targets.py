@@ -187,6 +187,19 @@ def test_a_point_lands_in_its_pillar_only():
     assert changed == [[25, 9]]
 
 
+@pytest.mark.parametrize("count", [256, 257, 3000])
+def test_crowded_pillars_are_exact_in_bfloat16(count):
+    """A pillar of many equal points is that of a few, but for the count: sums do not stall in 16 bits."""
+    torch.manual_seed(0)
+    tower = build_model("nano").lidar
+    points = torch.tensor([10.5, -20.5, 0.5, 0.1]).expand(1, count, 4)
+    mask = torch.ones(1, count, dtype=torch.bool)
+    exact = tower._pillars(points, mask)
+    coarse = tower.bfloat16()._pillars(points, mask)
+    assert coarse.dtype == torch.bfloat16
+    torch.testing.assert_close(coarse.float(), exact, rtol=0.05, atol=0.05)
+
+
 def test_heads_start_from_a_rare_object():
     """At the start the heatmap's mean probability is near the prior: empty cells do not swamp the loss."""
     torch.manual_seed(0)

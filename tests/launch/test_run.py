@@ -1,0 +1,188 @@
+"""`scalelab run` from the command line to its run folder: real ranks, real failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--steps=4", "--warmup=2", "--json"]
+MODEL = """
+    import torch
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = nn.Linear(3, width)
+            self.calls = 0
+        def forward(self, batch):
+            self.calls += 1
+            {body}
+            return self.layer(batch["x"]).square().mean()
+    def build_model(width=4): return Net(width)
+    def example_batch(size): return {{"x": torch.randn(size, 3), "names": ["a"] * size}}
+"""
+
+
+def scalelab(*argv: object, **options: Any) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the JSON on stdout, and stderr of one command."""
+    command = [sys.executable, "-m", "scalelab", *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, **options)
+    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
+
+
+def model_file(tmp_path: Path, body: str = "pass", extra: str = "") -> Path:
+    path = tmp_path / "my model [x] 'q'.py"
+    path.write_text(textwrap.dedent(MODEL).format(body=body) + textwrap.dedent(extra))
+    return path
+
+
+def test_our_model_trains_evaluates_and_saves_under_every_strategy(tmp_path: Path) -> None:
+    """DDP and ZeRO-2 on two ranks see the same data and reach the same losses and held-out metric."""
+    found = {}
+    for strategy in ("ddp", "zero2"):
+        code, summary, errors = scalelab(
+            "run", "--model=nano", f"--strategy={strategy}", "--gpus=2", f"--out={tmp_path / 'out [x]'}", *QUICK,
+            "--eval-every=3", "--save-every=6", "--record-grad-norm", "--micro-batch=2", "--target=ap_mean>=0.0",
+        )  # fmt: skip
+        assert code == 0, errors
+        folder = Path(summary["run_folder"])
+        assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+        assert json.loads((folder / "summary.json").read_text())["run_id"] == folder.name
+        assert {path.name for path in (folder / "ranks").iterdir()} == {"r000.jsonl", "r001.jsonl"}
+        assert [event["kind"] for event in summary["events"]] == ["checkpoint", "evaluation"]
+        manifest = json.loads(next((folder / "checkpoints").glob("*/MANIFEST.json")).read_text())
+        assert manifest["world_size"] == 2
+        assert manifest["files"]
+        assert summary["quality"]["metric"] == "ap_mean"
+        law = json.loads((folder / "run.json").read_text())["law"]
+        worst = max(law["ranks"], key=lambda rank: sum(rank.values()))
+        kinds = ("parameters", "gradients", "optimizer")
+        assert {kind: summary["memory"]["by_kind"][kind] for kind in kinds} == worst
+        found[strategy] = summary
+    assert found["zero2"]["loss"] == pytest.approx(found["ddp"]["loss"], rel=1e-4)
+    assert found["zero2"]["grad_norm"] == pytest.approx(found["ddp"]["grad_norm"], rel=1e-3)
+
+
+def test_deterministic_runs_repeat_bit_for_bit(tmp_path: Path) -> None:
+    """The same command twice gives the same losses, and torchrun the same as fork."""
+    command = ["run", "--model=nano", "--strategy=ddp", "--gpus=2", "--deterministic", f"--out={tmp_path}", *QUICK]
+    losses = [scalelab(*command, *more)[1]["loss"] for more in ([], ["--launcher=torchrun"])]
+    assert losses[0] == losses[1]
+
+
+def test_the_example_model_of_somebody_else_trains(tmp_path: Path) -> None:
+    """The worked example learns, with its own loader, its options and a thread that prefetches."""
+    code, summary, errors = scalelab(
+        "run", "--model", ROOT / "examples" / "byte_gpt.py", "--strategy=ddp", "--gpus=2", f"--out={tmp_path}",
+        "--model-option=layers=1", "--model-option=width=32", "--prefetch=2", "--steps=20", "--json",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert summary["loss"][-1] < summary["loss"][0]
+    assert summary["model"]["parameters"] < 60_000
+
+
+@pytest.mark.parametrize(
+    ("body", "extra", "options", "code", "parts"),
+    [
+        ("if self.calls == 4: raise KeyError('mine')", "", [], 5, ["self.calls == 4", "KeyError", "forward of step 3"]),
+        ("return self.layer(batch['x'])", "", [], 2, ["scalar", "(4, 4)"]),
+        ("return None", "", [], 2, ["NoneType", "scalar"]),
+        ("return self.layer(batch['x']).mean() * float('nan')", "", [], 8, ["not finite", "--lr"]),
+        ("pass", "", ["--model-option=widht=3"], 2, ["did you mean width?"]),
+        ("pass", "del build_model", [], 2, ["build_model"]),
+        ("pass", "", ["--data=/tmp"], 2, ["build_loader"]),
+        ("pass", "def build_loader(rank, world_size, micro_batch, seed): return []", [], 2, ["no batches"]),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "", [], 5, ["SIGKILL"]),
+    ],
+)
+def test_a_model_that_misbehaves_is_named(
+    tmp_path: Path, body: str, extra: str, options: list[str], code: int, parts: list[str]
+) -> None:
+    """Exit code, cause and place of each fault; the status file has them too."""
+    path = model_file(tmp_path, body, extra)
+    found, _, errors = scalelab("run", f"--model={path}", "--gpus=1", f"--out={tmp_path}", *options, *QUICK)
+    assert found == code, errors
+    for part in parts:
+        assert part in errors
+    assert "Traceback" not in errors or "internal" not in errors
+    status = json.loads((tmp_path / "latest" / "status.json").read_text())
+    assert status["exit_code"] == code
+    assert status["culprit"] is None or status["culprit"]["rank"] == 0
+
+
+def test_bad_places_and_data_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A folder that cannot be written is preflight, data that is missing or too little is data."""
+    (tmp_path / "file").write_text("")
+    code, _, errors = scalelab("run", "--model=nano", f"--out={tmp_path / 'file'}", *QUICK)
+    assert (code, "cannot make a folder" in errors) == (3, True)
+    code, _, errors = scalelab("run", "--model=nano", f"--data={tmp_path / 'none'}", f"--out={tmp_path}", *QUICK)
+    assert (code, "no such folder" in errors) == (4, True)
+    code, _, errors = scalelab("run", "--model=nano", "--global-batch=100000", f"--out={tmp_path}", *QUICK)
+    assert (code, "fewer than one global batch" in errors) == (4, True)
+    code, _, errors = scalelab("run", f"--model={tmp_path / 'absent.py'}", f"--out={tmp_path}", *QUICK)
+    assert (code, "no such file" in errors) == (2, True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_its_records_and_no_process(tmp_path: Path, number: int, code: int) -> None:
+    """Ctrl-C and SIGTERM end the ranks; the steps so far are summarised."""
+    path = model_file(tmp_path, "import time; time.sleep(0.02)")
+    command = [sys.executable, "-m", "scalelab", "run", f"--model={path}", "--gpus=2", f"--out={tmp_path}"]
+    process = subprocess.Popen(
+        [*command, "--steps=100000", "--warmup=1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    record = tmp_path / "latest" / "ranks" / "r001.jsonl"
+    while not record.exists() or record.read_bytes().count(b"\n") < 10:
+        assert process.poll() is None
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    status = json.loads((tmp_path / "latest" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("interrupted", code)
+    assert json.loads((tmp_path / "latest" / "summary.json").read_text())["steps"]["measured"] > 0
+
+
+def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the command leaves no rank behind."""
+    path = model_file(tmp_path, "import time; time.sleep(0.02)")
+    command = [sys.executable, "-m", "scalelab", "run", f"--model={path}", "--gpus=2", f"--out={tmp_path}"]
+    process = subprocess.Popen([*command, "--steps=100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "latest" / "ranks" / "r001.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    assert len(gone) >= 3 or not alive
+
+
+def test_data_make_and_check(tmp_path: Path) -> None:
+    """A set that was made passes its check; a flipped byte is found with shard, sample and offset."""
+    made = ["data", "make", "--model=nano", f"--out={tmp_path / 'a b'}", "--train-samples=4", "--val-samples=2"]
+    code, facts, errors = scalelab(*made, "--json")
+    assert code == 0, errors
+    assert facts["samples"] == 6
+    assert scalelab("data", "check", tmp_path / "a b", "--json")[0] == 0
+    shard = next((tmp_path / "a b").glob("train-*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    code, found, _ = scalelab("data", "check", tmp_path / "a b", "--json")
+    assert code == 4
+    assert found["problems"][0]["shard"] == shard.name
