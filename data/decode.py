@@ -21,8 +21,9 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 _CALIBRATION_SHAPES = {"intrinsics": (3, 3), "distortion": (5,), "extrinsics": (4, 4)}
 # The header as numpy.lib.format documents it (versions 1 and 2), read without evaluating what is a Python literal.
 _NPY_HEADER = re.compile(
-    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)\{\s*'descr':\s*'(?P<dtype>[^']{1,40})',\s*"
-    rb"'fortran_order':\s*(?P<order>True|False),\s*'shape':\s*\((?P<shape>(?:[0-9]{1,12}, ?)*(?:[0-9]{1,12})?)\),?\s*\}",
+    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)"
+    rb"\{\s*'descr':\s*'(?P<dtype>[^']{1,40})',\s*'fortran_order':\s*(?P<order>True|False),"
+    rb"\s*'shape':\s*\((?P<shape>(?:[0-9]{1,12}, ?)*(?:[0-9]{1,12})?)\),?\s*\}",
     re.DOTALL,
 )
 T = TypeVar("T")

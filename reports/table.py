@@ -7,7 +7,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +15,7 @@ _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 def run_table(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> RenderableType:
     """Throughput, where the step goes, and model state, from a summary.json. `law` is the evaluated law of run.json."""
-    return Group(_headline(summary), _phases(summary), _memory(summary, law), *_rest(summary))
+    return Group(Text(), _headline(summary), _phases(summary), _memory(summary, law), *_rest(summary))
 
 
 def _headline(summary: Mapping[str, Any]) -> Text:
@@ -35,7 +34,7 @@ def _phases(summary: Mapping[str, Any]) -> Table:
     table.add_column("")
     for name, row in summary["phases"].items():
         if row is None:
-            table.add_row(name, "-", "-", "-", escape(summary["reasons"][f"phases.{name}"]), style="dim")
+            table.add_row(name, "-", "-", "-", style="dim")
         else:
             cells = (f"{row['mean'] * 1e3:.1f}", f"{row['median'] * 1e3:.1f}", f"{row['share']:.1%}")
             table.add_row(name, *cells, "█" * round(row["share"] * 30))
@@ -59,7 +58,7 @@ def _memory(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Table:
 
 
 def _rest(summary: Mapping[str, Any]) -> list[Text]:
-    lines = []
+    lines = [f"{name} is not known: {why}" for name, why in _unknown_phases(summary)]
     throughput, steps = summary["throughput"], summary["steps"]
     if throughput["samples_per_second"] is not None:
         spread = _interval(throughput["ci95"], 1, "")
@@ -78,6 +77,10 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
     for event in summary["events"]:
         lines.append(f"{event['kind']}: {event['count']} x, {event['seconds']:.1f} s in all, outside the steps")
     return [Text(line) for line in lines]
+
+
+def _unknown_phases(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, summary["reasons"][f"phases.{name}"]) for name, row in summary["phases"].items() if row is None]
 
 
 def _interval(bounds: list[float] | None, scale: float, unit: str) -> str:

@@ -5,6 +5,7 @@ Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel 
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 from ._contract import Collective, Law, Setting, Sharded, replicated_law
@@ -45,14 +46,19 @@ class DDP:
             device_ids=[torch.cuda.current_device()] if setting.device == "cuda" else None,
             bucket_cap_mb=BUCKET_MB,
             gradient_as_bucket_view=True,
-            # Off under every strategy: DeepSpeed never sends buffers, and a comparison must train one thing.
-            broadcast_buffers=False,
+            **{_sync_option(inspect.signature(DistributedDataParallel)): False},
         )
 
         def set_sync(last: bool) -> None:
             wrapped.require_backward_grad_sync = last
 
         return Replicated(model, setting, call=wrapped, set_sync=set_sync)
+
+
+def _sync_option(signature: inspect.Signature) -> str:
+    """The option that sends buffers in every forward, whose name changed after torch 2.11. It is off under every
+    strategy: DeepSpeed never sends buffers, and a comparison must train one thing."""
+    return "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
 
 
 strategy = DDP()

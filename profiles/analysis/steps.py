@@ -64,7 +64,7 @@ def phases(run: Run, null: Null) -> dict[str, Any]:
     if run.run_json["world_size"] == 1:
         ledger["comm_exposed"] = np.zeros_like(total)
     else:
-        null("phases.comm_exposed", "not told apart in this run: backward and optimizer still contain it")
+        null("phases.comm_exposed", "backward and optimizer still contain it")
     for name, seconds in ledger.items():
         found[name] = {
             "mean": float(seconds.mean()),

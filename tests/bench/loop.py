@@ -6,8 +6,11 @@ block is a few steps; the ratio of a round is plain time / our time, and 1.0 mea
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from scalelab.launch.strategies._contract import Setting
 from scalelab.models import driving
 from scalelab.profiles.capture.probe import Probe, WindowProbe
 from scalelab.profiles.capture.timeline import HostTimeline
+from scalelab.profiles.runfolder import appending
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,13 +43,13 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
     setting = Setting(world_size=WORLD_SIZE, device="cpu", micro_batch=MICRO_BATCH)
     batches = [driving.example_batch(MICRO_BATCH, preset=preset, seed=rank.rank + index) for index in range(4)]
 
-    def feed():
+    def feed() -> Iterator[Any]:
         while True:
             yield from batches
 
     torch.manual_seed(0)
     plain_model = driving.build_model(preset)
-    plain = DistributedDataParallel(plain_model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    plain = DistributedDataParallel(plain_model, gradient_as_bucket_view=True, forward_sync_buffers=False)
     optimizer = make_optimizer(plain_model.parameters(), setting)
 
     def plain_block() -> None:
@@ -64,10 +68,10 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
         schedule = [Step(index=i, role="measured", lr=1e-3, samples=MICRO_BATCH) for i in range(steps)]
 
         def block() -> None:
-            kind = Probe if probed else WindowProbe
-            probe = kind(lambda record: None, HostTimeline())
-            train(run, feed(), schedule, probe, lambda batch: batch)
-            probe.close()
+            with tempfile.TemporaryDirectory() as folder, appending(Path(folder) / "r000.jsonl") as write:
+                probe = (Probe if probed else WindowProbe)(write, HostTimeline())
+                train(run, feed(), schedule, probe, lambda batch: batch)
+                probe.close()
 
         return block
 

@@ -1,0 +1,77 @@
+"""What is shown while a run goes on and at its end: true to the numbers, plain where nothing can be redrawn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+from scalelab.profiles.analysis.load import load_run
+from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.records import MemoryRecord
+from scalelab.reports.live import PLAIN_SECONDS, LiveLine
+from scalelab.reports.table import run_table, size
+
+from tests.profiles.test_summary import folder_with, run_json, step
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def live(stream: io.StringIO, clock: Clock) -> LiveLine:
+    return LiveLine(stream, world_size=2, global_batch=8, total_steps=10, warmup=2, probe=True, clock=clock)
+
+
+def test_the_line_goes_from_starting_ranks_to_steps() -> None:
+    """Each stage of a run has its words; rate and remaining time follow the steps."""
+    clock = Clock()
+    line = live(io.StringIO(), clock)
+    assert line.line().startswith("starting: importing torch")
+    line.message({"rank": 0, "state": "joining"})
+    assert line.line().startswith("starting ranks 0/2")
+    line.message({"rank": 0, "state": "training"})
+    assert line.line().startswith("starting ranks 1/2")
+    line.message({"rank": 1, "state": "training"})
+    assert line.line().startswith("training")
+    line.message({"rank": 0, "step": 1, "role": "warmup", "seconds": 0.5, "loss": 2.0, "memory_bytes": 2**30})
+    text = line.line()
+    for part in ("warm-up step 2/10", "0.500 s/step", "16.0 samples/s", "loss 2.000", "1.00 GiB", "ETA 4 s"):
+        assert part in text
+
+
+def test_plain_output_has_no_escapes_and_does_not_flood() -> None:
+    """Piped, the line is printed when the stage changes and then every few seconds."""
+    clock, stream = Clock(), io.StringIO()
+    with live(stream, clock) as line:
+        for rank in range(2):
+            line.message({"rank": rank, "state": "training"})
+        for index in range(200):
+            clock.now += PLAIN_SECONDS / 50
+            line.message({"rank": 0, "step": index, "role": "measured", "seconds": 0.1, "loss": 1.0, "memory_bytes": 1})
+            line.tick()
+    assert "\x1b" not in stream.getvalue()
+    assert 4 <= len(stream.getvalue().splitlines()) <= 8
+
+
+def test_the_table_shows_every_phase_or_why_not(tmp_path: Path) -> None:
+    """All phases, the unknown ones with their reason, the step, and state beside its law; names are no markup."""
+    records = [step(1, 0.5), MemoryRecord(step=1, parameters_bytes=2**20, gradients_bytes=1, optimizer_bytes=3)]
+    facts = run_json()
+    facts["model"]["name"] = "[red]x[/red]"
+    summary = summarise(load_run(folder_with(tmp_path, facts, records, records)))
+    stream = io.StringIO()
+    law = {"ranks": [{"parameters": 2**20, "gradients": 1, "optimizer": 3}]}
+    Console(file=stream, width=100).print(run_table(summary, law))
+    text = stream.getvalue()
+    for part in ("[red]x[/red]", "unattributed", "comm_exposed is not known", "500.0", "1.00 MiB", "16.00 samples/s"):
+        assert part in text, part
+
+
+def test_sizes_keep_their_unit() -> None:
+    """Binary units by name, unknown as a dash."""
+    assert [size(value) for value in (None, 0, 1023, 1536, 3 * 2**30)] == ["-", "0 B", "1023 B", "1.50 KiB", "3.00 GiB"]
