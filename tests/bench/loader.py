@@ -74,7 +74,7 @@ def pillow_pipeline(folder: Path, size: tuple[int, int] | None) -> Pipeline:
             intrinsics[:, 0] *= size[0] / pictures[0].width
             intrinsics[:, 1] *= size[1] / pictures[0].height
             pictures = [picture.resize(size, Image.Resampling.BILINEAR) for picture in pictures]
-        images = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
+        images = np.ascontiguousarray(np.stack([np.asarray(p) for p in pictures]).transpose(0, 3, 1, 2))
         table = sample["boxes.npy"]
         return {
             "key": sample["__key__"],
