@@ -26,17 +26,19 @@ def collate(
     `DataError` if cameras differ in number or size between the samples.
     """
     first = samples[0]
+    cameras, size = len(first["images"]), first["images"][0].shape
     for sample in samples:
-        if sample["images"].shape != first["images"].shape:
+        found = len(sample["images"]), sample["images"][0].shape
+        if found != (cameras, size):
             raise DataError(
-                f"{sample['shard']}: sample {sample['key']!r}: images are {sample['images'].shape}, those of "
-                f"{first['key']!r} are {first['images'].shape} (cameras, 3, height, width); a batch needs equal "
-                "ones: give an image size, and the same number of cameras everywhere"
+                f"{sample['shard']}: sample {sample['key']!r}: has {found[0]} images of {found[1][2]}x{found[1][1]}, "
+                f"{first['key']!r} has {cameras} of {size[2]}x{size[1]}; a batch needs equal ones: give an image "
+                "size, and the same number of cameras everywhere"
             )
-    batch = {
-        name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
-        for name in ("images", "intrinsics", "distortion", "extrinsics", "ego")
-    }
+    images = np.stack([image for sample in samples for image in sample["images"]])
+    batch = {"images": torch.from_numpy(images.reshape(len(samples), cameras, *size))}
+    for name in ("intrinsics", "distortion", "extrinsics", "ego"):
+        batch[name] = torch.from_numpy(np.stack([sample[name] for sample in samples]))
     points = _pad([sample["points"] for sample in samples], points_multiple, 4)
     boxes = _pad([sample["boxes"] for sample in samples], boxes_multiple, len(BOX_FIELDS))
     tokens = torch.zeros(len(samples), TEXT_BYTES, dtype=torch.int64)

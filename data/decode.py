@@ -30,11 +30,14 @@ T = TypeVar("T")
 
 
 class Sample(TypedDict):
-    """One decoded sample: arrays as in `schema` without the batch axis, unpadded (N points, K boxes)."""
+    """One decoded sample: arrays as in `schema` without the batch axis, unpadded (N points, K boxes).
+
+    `images` are uint8 (3, H, W) each, not stacked yet: a batch copies them once.
+    """
 
     key: str
     shard: str
-    images: np.ndarray
+    images: list[np.ndarray]
     intrinsics: np.ndarray
     distortion: np.ndarray
     extrinsics: np.ndarray
@@ -88,7 +91,7 @@ def decode_sample(
     return Sample(
         key=key,
         shard=shard,
-        images=np.stack(images),
+        images=images,
         intrinsics=np.stack([camera["intrinsics"] for camera in cameras]),
         distortion=np.stack([camera["distortion"] for camera in cameras]),
         extrinsics=np.stack([camera["extrinsics"] for camera in cameras]),

@@ -163,7 +163,8 @@ def _rendered(spec: DatasetSpec, workers: int) -> Generator[dict[str, bytes | st
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise DataError(
-            "a rendering process was killed, as happens when memory runs out; fewer workers need less of it"
+            "a rendering process ended early. If memory ran out, fewer workers need less of it; a script that "
+            "makes data has to keep its own work under `if __name__ == '__main__'`; workers=1 needs neither"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -49,7 +49,7 @@ def index_shard(path: Path, split: str, *, checksums: bool) -> Shard:
     try:
         size = os.fstat(descriptor).st_size
         if size == 0:
-            raise DataError(f"{path.name}: the file is empty (0 bytes)")
+            raise DataError("the file is empty (0 bytes)")
         samples: list[SampleEntry] = []
         fields: set[str] = set()
         for member in scan(lambda offset, count: os.pread(descriptor, count, offset), 0, size):

@@ -1,7 +1,7 @@
 """A model that is not ours: a byte-level GPT on Python's own source code. All that scalelab asks for is in this file.
 
-    scalelab run --model examples/byte_gpt.py --strategy ddp --gpus 2
-    scalelab run --model examples/byte_gpt.py --model-option layers=6 --model-option width=256 --strategy zero2
+scalelab run --model examples/byte_gpt.py --strategy ddp --gpus 2
+scalelab run --model examples/byte_gpt.py --model-option layers=6 --model-option width=256 --strategy zero2
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1))
+        parts = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))

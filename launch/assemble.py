@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..models.contract import ModelSource
+from ..models.driving import DrivingModel
 from ..profiles.records import StartRecord
 from ..profiles.runfolder import RunFolder
 from . import checkpoint
@@ -41,8 +42,8 @@ class Job:
         """(width, height) of the images that our own model takes; None for a user's."""
         if is_user_model(self.config.model):
             return None
-        config = self.run.module.config
-        return config.image_width, config.image_height
+        assert isinstance(self.run.module, DrivingModel)
+        return self.run.module.image_size
 
 
 def prepare_determinism(config: RunConfig) -> None:
@@ -64,7 +65,8 @@ def events_of(job: Job) -> list[Event]:
 
     events: list[Event] = []
     if config.eval_every:
-        evaluate = Evaluation(job.run.module, config, job.rank, job.device, job.image_size)
+        assert isinstance(job.run.module, DrivingModel)
+        evaluate = Evaluation(job.run.module, config, job.rank, job.device)
         events.append(("evaluation", every(config.eval_every), lambda step: evaluate()))
     if config.save_every:
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 from ..data.batch import collate
 from ..data.manifest import open_folder
 from ..data.readers.samples import SampleReader
-from ..models.driving import average_precision, truths
+from ..models.driving import DrivingModel, average_precision, truths
 from .config import RunConfig
 from .feed import to_device
 from .ranks import Rank
@@ -25,12 +25,10 @@ class Evaluation:
     ones may repeat samples, whose results are dropped.
     """
 
-    def __init__(
-        self, model: nn.Module, config: RunConfig, rank: Rank, device: torch.device, image_size: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, model: DrivingModel, config: RunConfig, rank: Rank, device: torch.device) -> None:
         assert config.data is not None
         folder = Path(config.data)
-        self._reader = SampleReader(folder, open_folder(folder).split("val"), image_size)
+        self._reader = SampleReader(folder, open_folder(folder).split("val"), model.image_size)
         self._model = model
         self._device = device
         self._rank = rank

@@ -56,6 +56,7 @@ def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
     """
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import TCPStore
 
     backend = "nccl" if device == "cuda" else "gloo"
     here = torch.device("cuda", rank.local_rank) if device == "cuda" else torch.device("cpu")
@@ -68,7 +69,7 @@ def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
     store = None
     if LISTENER_VARIABLE in os.environ:
         descriptor = int(os.environ[LISTENER_VARIABLE])
-        store = distributed.TCPStore(
+        store = TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             rank.world_size,

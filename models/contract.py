@@ -176,7 +176,7 @@ def _import_module(name: str) -> ModuleType:
         near = difflib.get_close_matches(name, presets(), n=1, cutoff=0.5)
         offer = f"; did you mean {near[0]}?" if near else ""
         raise ModelError(
-            f"--model: given {name!r}, allowed {', '.join(presets())}, the path of a .py file, or an importable module{offer}"
+            f"--model: given {name!r}, allowed {', '.join(presets())}, the path of a .py file, or a module{offer}"
         ) from None
 
 

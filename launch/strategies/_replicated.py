@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..optimizer import make_optimizer
 from ._contract import Setting, Sharded
@@ -61,4 +61,4 @@ class Replicated(Sharded):
 
     def save(self, folder: Path) -> None:
         model, optimizer = get_state_dict(self.module, self._optimizer)
-        checkpoint.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
+        save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)

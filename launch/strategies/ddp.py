@@ -6,7 +6,7 @@ Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._contract import Collective, Law, Setting, Sharded, replicated_law
 
@@ -46,7 +46,7 @@ class DDP:
             device_ids=[torch.cuda.current_device()] if setting.device == "cuda" else None,
             bucket_cap_mb=BUCKET_MB,
             gradient_as_bucket_view=True,
-            **{_sync_option(inspect.signature(DistributedDataParallel)): False},
+            **_buffers_not_sent(inspect.signature(DistributedDataParallel)),
         )
 
         def set_sync(last: bool) -> None:
@@ -55,10 +55,11 @@ class DDP:
         return Replicated(model, setting, call=wrapped, set_sync=set_sync)
 
 
-def _sync_option(signature: inspect.Signature) -> str:
+def _buffers_not_sent(signature: inspect.Signature) -> dict[str, Any]:
     """The option that sends buffers in every forward, whose name changed after torch 2.11. It is off under every
     strategy: DeepSpeed never sends buffers, and a comparison must train one thing."""
-    return "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
+    name = "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
+    return {name: False}
 
 
 strategy = DDP()

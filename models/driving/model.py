@@ -34,6 +34,11 @@ class DrivingModel(nn.Module):
         self.fusion = Fusion(config)
         self.heads = Heads(config)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the images that the model takes."""
+        return self.config.image_width, self.config.image_height
+
     def forward(self, batch: Mapping[str, Tensor], raw: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The mean over samples of their losses, a scalar in at least 32 bits.
 

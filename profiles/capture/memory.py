@@ -28,8 +28,12 @@ def storage_bytes(tensors: Iterable[torch.Tensor], seen: set[tuple[str, int]]) -
 def model_state(step: int, state: Mapping[str, Iterable[torch.Tensor]]) -> MemoryRecord:
     """The record of `state` (kinds parameters, gradients, optimizer). A storage counts for the first that has it."""
     seen: set[tuple[str, int]] = set()
-    sizes = {f"{kind}_bytes": storage_bytes(state[kind], seen) for kind in ("parameters", "gradients", "optimizer")}
-    return MemoryRecord(step=step, **sizes)
+    return MemoryRecord(
+        step=step,
+        parameters_bytes=storage_bytes(state["parameters"], seen),
+        gradients_bytes=storage_bytes(state["gradients"], seen),
+        optimizer_bytes=storage_bytes(state["optimizer"], seen),
+    )
 
 
 def peaks(device: torch.device) -> EndRecord:

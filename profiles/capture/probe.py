@@ -128,7 +128,7 @@ class Probe:
             self._current.grad_square_sum = norms.square().sum()
             self._current.grad_replicas = replicas
         if self._current.step.index == self._memory_step:
-            self._write(model_state(self._memory_step, run.state()))
+            self._write(model_state(self._current.step.index, run.state()))
 
     @contextlib.contextmanager
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:

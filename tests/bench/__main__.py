@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-BENCHES = ("loop", "loader")
+BENCHES = ("loop", "loader", "quality")
 
 
 def main() -> None:
