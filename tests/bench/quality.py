@@ -1,4 +1,4 @@
-"""What a trained model has to beat on held-out scenes: the untrained model, and the best answer that ignores its input."""
+"""What a trained model must beat on held-out scenes: the untrained one, and the best answer that ignores its input."""
 
 from __future__ import annotations
 
