@@ -56,7 +56,7 @@ def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
     """
     import torch
     from torch import distributed
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] (public, but not in __all__)
 
     backend = "nccl" if device == "cuda" else "gloo"
     here = torch.device("cuda", rank.local_rank) if device == "cuda" else torch.device("cpu")

@@ -2,6 +2,7 @@
 
 All sides run in this process, on one thread, on the same shards in the page cache, and deliver the same tensors. A
 block reads every sample once; the figure is the ratio of median block times, with a bootstrap interval over rounds.
+Times are processor time of this process: nothing here waits, and what else runs on the machine does not enter.
 
 - `pillow`: `wds.WebDataset(...).decode("pilrgb")`, the whole JPEG decoded and then resized by Pillow.
 - `same decoder`: webdataset reads and groups, our decoders decode: what is left is reading by offset, with its
@@ -124,11 +125,11 @@ def assert_same_tensors(left: Pipeline, right: Pipeline, tolerance: float) -> No
 
 
 def seconds(start: Pipeline) -> float:
-    """Duration of one epoch."""
-    begin = time.perf_counter()
+    """Processor time of one epoch."""
+    begin = time.process_time()
     for _ in start():
         pass
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def compare(label: str, first: Pipeline, second: Pipeline, samples: int, rounds: int, bound: float | None) -> None:
@@ -156,15 +157,15 @@ def compare(label: str, first: Pipeline, second: Pipeline, samples: int, rounds:
 def write(spec: DatasetSpec, folder: Path) -> None:
     """Makes the dataset on one core and prints the rates of making and of writing alone."""
     render_sample(spec, "train", 0)  # the rays of the cameras are computed once per process
-    begin = time.perf_counter()
+    begin = time.process_time()
     make_dataset(folder, spec, workers=1)
-    made = spec.train_samples / (time.perf_counter() - begin)
+    made = spec.train_samples / (time.process_time() - begin)
     samples = [render_sample(spec, "train", index) for index in range(4)]
     spent = []
     for attempt in range(9):
-        begin = time.perf_counter()
+        begin = time.process_time()
         write_shard(folder.parent / f"again-{attempt}.tar", "train", itertools.islice(itertools.cycle(samples), 4))
-        spent.append((time.perf_counter() - begin) / 4)
+        spent.append((time.process_time() - begin) / 4)
     print(
         f"  {spec.width}x{spec.height} x {spec.cameras}: rendering, encoding and writing {made:.1f} samples/s per "
         f"core; writing, reading back and hashing alone {1 / statistics.median(spent):.0f}",
@@ -180,7 +181,7 @@ def main() -> None:
         write(LARGE, large)
         write(SMALL, small)
         for folder, spec, size, rounds, bounds in (
-            (large, LARGE, READ_AT, (4, 16), (2.0, 1.0)),
+            (large, LARGE, READ_AT, (4, 14), (2.0, 1.0)),
             (small, SMALL, None, (6, 10), (None, None)),
         ):
             print(f"reading {spec.width}x{spec.height} x {spec.cameras} at {size or 'full size'}")
