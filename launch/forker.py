@@ -6,7 +6,6 @@ which on a few cores is most of a short run. Each rank sees the environment vari
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -17,12 +16,12 @@ from ..profiles.runfolder import RunFolder
 from .config import RunConfig
 from .errors import Exit
 from .messages import Sender
+from .parent import die_with_parent
 from .ranks import LISTENER_VARIABLE, Rank, listen_on_free_port
 from .strategies._contract import Setting
 
 # How long the other ranks may take to end by themselves after one has failed.
 GRACE_SECONDS = 2.0
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -52,15 +51,6 @@ def main() -> None:
         children[pid] = index
     listener.close()
     sys.exit(_reap(children, folder))
-
-
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) to kill this process when its parent ends, however it ends."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(Exit.WORKER_DIED)
 
 
 def _reap(children: dict[int, int], folder: RunFolder) -> int:

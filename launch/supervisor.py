@@ -65,7 +65,7 @@ def _start(folder: RunFolder, plan: Plan, inbox: Inbox) -> subprocess.Popen[byte
         command = [sys.executable, "-m", "scalelab.launch.forker", str(folder.path)]
     else:
         environment["OMP_NUM_THREADS"] = str(plan.threads_per_rank)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun = [sys.executable, "-m", "scalelab.launch.parent", "--standalone"]
         command = [
             *torchrun,
             f"--nproc-per-node={plan.world_size}",

@@ -27,6 +27,7 @@ from .errors import Exit, NumericError, ScalelabError, exit_code_of
 from .feed import open_feed, to_device
 from .loop import train
 from .messages import Sender
+from .parent import die_with_parent
 from .precision import PRECISIONS, wrap_forward
 from .ranks import Rank, process_group
 from .schedule import schedule
@@ -173,6 +174,7 @@ def _exit_code(error: BaseException) -> Exit:
 
 
 def main() -> None:
+    die_with_parent()
     folder = RunFolder(Path(sys.argv[1]))
     rank = Rank.from_environment()
     if folder.log_file(rank.rank).parent.is_dir():

@@ -156,11 +156,14 @@ def test_a_stopped_run_leaves_its_records_and_no_process(tmp_path: Path, number:
     assert json.loads((tmp_path / "latest" / "summary.json").read_text())["steps"]["measured"] > 0
 
 
-def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
-    """kill -9 of the command leaves no rank behind."""
+@pytest.mark.parametrize("launcher", ["fork", "torchrun"])
+def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path, launcher: str) -> None:
+    """kill -9 of the command leaves no rank behind, whichever way the ranks were started."""
     path = model_file(tmp_path, "import time; time.sleep(0.02)")
     command = [sys.executable, "-m", "scalelab", "run", f"--model={path}", "--gpus=2", f"--out={tmp_path}"]
-    process = subprocess.Popen([*command, "--steps=100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--steps=100000", f"--launcher={launcher}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not (tmp_path / "latest" / "ranks" / "r001.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.05)
