@@ -49,7 +49,7 @@ class Sample(TypedDict):
 
 
 def decode_sample(
-    members: Mapping[str, bytes],
+    members: Mapping[str, bytes | memoryview],
     *,
     key: str,
     shard: str,
@@ -62,11 +62,11 @@ def decode_sample(
     are rescaled to match. Raises `DataError` naming shard, key and field for whatever is missing or malformed.
     """
 
-    def field(name: str, decode: Callable[[bytes], T]) -> T:
+    def field(name: str, decode: Callable[[Any], T], kind: type = bytes) -> T:
         try:
             if name not in members:
                 raise DataError(f"missing; the sample has {', '.join(sorted(members))}")
-            return decode(members[name])
+            return decode(kind(members[name]))
         except DataError as error:
             raise DataError(f"{shard}: sample {key!r}: {name}: {error}") from None
 
@@ -74,7 +74,9 @@ def decode_sample(
     images: list[np.ndarray] = []
     for number, camera in enumerate(cameras):
         name = _image_name(members, number)
-        image, stored, scale = field(name, lambda raw, name=name: decode_image(raw, name, image_size, max_pixels))
+        image, stored, scale = field(
+            name, lambda raw, name=name: decode_image(raw, name, image_size, max_pixels), memoryview
+        )
         expected = images[0].shape[:0:-1] if images else image.shape[:0:-1]
         if stored != (camera["width"], camera["height"]) or image.shape[:0:-1] != expected:
             raise DataError(
@@ -103,7 +105,7 @@ def decode_sample(
     )
 
 
-def _image_name(members: Mapping[str, bytes], number: int) -> str:
+def _image_name(members: Mapping[str, object], number: int) -> str:
     names = (f"cam{number}.{extension}" for extension in IMAGE_EXTENSIONS)
     return next((name for name in names if name in members), f"cam{number}.jpg")
 

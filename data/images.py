@@ -24,7 +24,7 @@ Pixels = tuple[np.ndarray, int, int, float]
 
 
 def decode_image(
-    raw: bytes, name: str, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+    raw: bytes | memoryview, name: str, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
     """Decodes a JPEG or PNG, by the extension of `name`, to `size` = (width, height) or, if None, as stored.
 
@@ -33,12 +33,12 @@ def decode_image(
     Only three-channel colour is accepted. An EXIF orientation is not applied: calibration refers to pixels as
     stored. Raises `DataError` on an empty, truncated, wrongly named, grey, CMYK or oversized image.
     """
-    if not raw:
+    if not len(raw):
         raise DataError("the image is empty (0 bytes)")
     kind = "PNG" if name.endswith(".png") else "JPEG"
     magic = b"\x89PNG\r\n\x1a\n" if kind == "PNG" else b"\xff\xd8\xff"
-    if not raw.startswith(magic):
-        raise DataError(f"the name says {kind}, the content begins with {raw[:8]!r}")
+    if raw[: len(magic)] != magic:
+        raise DataError(f"the name says {kind}, the content begins with {bytes(raw[:8])!r}")
     if kind == "JPEG" and simplejpeg is not None:
         pixels, width, height, scale = _simplejpeg(raw, size, max_pixels)
     else:
@@ -54,7 +54,7 @@ def decode_image(
     return image.contiguous().numpy(), (width, height), ratio * np.float32(scale)
 
 
-def _simplejpeg(raw: bytes, size: tuple[int, int] | None, max_pixels: int) -> Pixels:
+def _simplejpeg(raw: bytes | memoryview, size: tuple[int, int] | None, max_pixels: int) -> Pixels:
     assert simplejpeg is not None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
@@ -73,7 +73,7 @@ def _simplejpeg(raw: bytes, size: tuple[int, int] | None, max_pixels: int) -> Pi
     return pixels, width, height, eighths / 8
 
 
-def _pillow(raw: bytes, kind: str, size: tuple[int, int] | None, max_pixels: int) -> Pixels:
+def _pillow(raw: bytes | memoryview, kind: str, size: tuple[int, int] | None, max_pixels: int) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -17,11 +17,12 @@ MAX_OPEN_SHARDS = 256
 
 
 class SampleReader:
-    """Reads and decodes samples by their number in a split; usable in any process, also after a fork."""
+    """Reads and decodes samples by their number in a split; usable in any process, also after a fork, by one thread."""
 
     def __init__(self, folder: Path, entries: list[tuple[Shard, SampleEntry]], image_size: tuple[int, int] | None):
         self.folder, self.entries, self.image_size = folder, entries, image_size
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._buffer = bytearray()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -29,18 +30,23 @@ class SampleReader:
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`, checked against its CRC-32 where the manifest has one; raises `DataError`."""
         shard, entry = self.entries[index]
+        where = f"{shard.name}: sample {entry.key!r} at offset {entry.offset}"
+        if entry.bytes > len(self._buffer):
+            self._buffer = bytearray(entry.bytes)
+        # Read into memory that is in use already and decoded from there: fresh memory for a megabyte costs more
+        # than its checksum.
+        content = memoryview(self._buffer)[: entry.bytes]
         try:
-            content = os.pread(self._descriptor(shard.name), entry.bytes, entry.offset)
+            size = os.preadv(self._descriptor(shard.name), [content], entry.offset)
         except OSError as error:
             raise DataError(f"{self.folder / shard.name}: {error.strerror}") from None
-        where = f"{shard.name}: sample {entry.key!r} at offset {entry.offset}"
-        if len(content) < entry.bytes:
-            raise DataError(f"{where}: truncated, {len(content)} bytes found of {entry.bytes}")
+        if size < entry.bytes:
+            raise DataError(f"{where}: truncated, {size} bytes found of {entry.bytes}")
         if entry.crc32 is not None and (found := zlib.crc32(content)) != entry.crc32:
             raise DataError(f"{where}: CRC-32 is {found:08x}, the manifest says {entry.crc32:08x}: damaged")
-        members: dict[str, bytes] = {}
+        members: dict[str, memoryview] = {}
         try:
-            for member in scan(lambda start, size: content[start : start + size], 0, len(content)):
+            for member in scan(lambda start, count: bytes(content[start : start + count]), 0, entry.bytes):
                 key, field = split_name(member.name)
                 if key == entry.key:
                     members[field] = content[member.data : member.data + member.size]
@@ -63,4 +69,4 @@ class SampleReader:
             os.close(self._open.popitem()[1])
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_buffer": bytearray()}

@@ -1,7 +1,7 @@
 """The indexed reader against webdataset as people use it, and what writing shards costs; one core, in ABBA blocks.
 
 All sides run in this process, on one thread, on the same shards in the page cache, and deliver the same tensors. A
-block reads every sample once; the figure is the median over rounds of their ratio of times, with its bootstrap interval.
+block reads every sample once; the figure is the median over rounds of the ratio of times, with a bootstrap interval.
 Times are processor time of this process: nothing here waits, and what else runs on the machine does not enter.
 
 - `pillow`: `wds.WebDataset(...).decode("pilrgb")`, the whole JPEG decoded and then resized by Pillow.
