@@ -32,9 +32,9 @@ from tests.support.ranks import run_ranks
 
 WORLD_SIZE = 2
 MICRO_BATCH = 2
-ROUNDS = 10
-# Steps of a block, so that each takes about two seconds.
-PRESETS = {"nano": 20, "tiny": 3}
+ROUNDS = 24
+# Steps of a block, so that each takes about a second.
+PRESETS = {"nano": 10, "tiny": 2}
 BOUND = 0.99
 
 

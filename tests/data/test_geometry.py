@@ -96,15 +96,16 @@ def test_a_point_outside_of_the_lens_is_not_folded_back() -> None:
     assert np.isnan(pixels).all()
 
 
-def test_nearer_boxes_hide_farther_ones() -> None:
-    """With two boxes in line, no pixel shows the farther one where the nearer one is alone drawn."""
+@pytest.mark.parametrize("near_first", [False, True])
+def test_nearer_boxes_hide_farther_ones(near_first: bool) -> None:
+    """With two boxes in line, the nearer one is drawn whole and the farther one beside it, in whatever order."""
     camera = RINGS[False][0]
     near, far = lone_box(camera, 8.0, 0.0, 0.3), lone_box(camera, 16.0, 0.05, 1.0)
     renderer = Renderer(camera)
     alone = renderer.see(faces_of(near)).face >= 0
-    both = faces_of(np.concatenate([far, near]))
+    both = faces_of(np.concatenate([near, far] if near_first else [far, near]))
     shown = renderer.see(both).face
-    assert (both.box[shown[alone]] == 1).all()
+    assert (both.box[shown[alone]] == (0 if near_first else 1)).all()
     assert (shown[~alone] >= 0).any()
 
 
