@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import orjson
 
-from .. import __version__
+from .. import __version__  # pyright: ignore[reportMissingImports] (launch/entry, once installed)
 from .errors import ConfigError, Exit, exit_code_of
 from .text import plain
 

@@ -28,8 +28,8 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> str:
     """The message for a name that is none of `allowed`, with the nearest one offered."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
-    offer = f"; did you mean {near[0]}?" if near else ""
-    return f"{what}: given {given!r}, allowed {', '.join(allowed)}{offer}"
+    offer = f", did you mean {near[0]}?" if near else ","
+    return f"{what}: given {given!r}{offer} allowed {', '.join(allowed)}"
 
 
 def describe(field: str, value: Any, detail: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .launch.cli import main
+from .launch.cli import main  # pyright: ignore[reportMissingImports] (this folder is `scalelab`, once installed)
 
 __all__ = ["main"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,6 +144,17 @@ def test_lidar_points_lie_on_their_boxes_or_on_the_ground() -> None:
     assert np.minimum(off_box, np.abs(points[:, 2])).max() < 0.12
     assert returns.sum() >= ((off_box < 0.1) & (points[:, 2] > 0.15)).sum() > 100
     assert np.linalg.norm(points[:, :3] - ORIGIN, axis=1).max() < 50.2
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_lidar_does_not_see_through_boxes(order: list[int]) -> None:
+    """Behind a wall of a truck nothing returns a beam, in whatever order the two are listed."""
+    boxes = np.array([[0.0, 6.0, 4.0, 24.0, 2.0, 8.0, 0.0], [0.0, 9.0, 0.85, 0.6, 0.7, 1.7, 0.0]])[order]
+    scene = replace(make_scene(random(0)), boxes=boxes, classes=np.array([0, 1])[order], colours=np.ones((2, 3)))
+    _, returns = cast_lidar(scene, faces_of(boxes), 32, 256, random(1))
+    truck, hidden = returns[np.argsort(order)]
+    assert truck > 100
+    assert hidden == 0
 
 
 @pytest.mark.parametrize("seed", range(12))

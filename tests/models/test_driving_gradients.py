@@ -25,6 +25,7 @@ def checked():
             weight -= 2 * STEP * way
             below = model(batch)
             weight += STEP * way
+        assert weight.grad is not None
         table[name] = ((weight.grad * way).sum().item(), (above - below).item() / (2 * STEP))
     return table
 
