@@ -70,6 +70,8 @@ def resolve(config: RunConfig, devices: Devices) -> Plan:
             hint=f"use --gpus {devices.count}, or --device cpu for {gpus} CPU ranks",
         )
     on_cuda = devices.kind == "cuda"
+    if config.pin and not on_cuda:
+        raise ConfigError("--pin: pinned memory is for copies to a CUDA device, and this run has none; leave it out")
     ours = not is_user_model(config.model)
     chosen = {
         "device": devices.kind,

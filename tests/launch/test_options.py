@@ -93,6 +93,8 @@ def test_lacking_hardware_is_preflight_and_impossible_is_usage() -> None:
         resolve(read("--device=cuda"), CPU)
     with pytest.raises(ConfigError, match="one model copy"):
         resolve(read("--strategy=single", "--gpus=2"), CPU)
+    with pytest.raises(ConfigError, match="pinned memory"):
+        resolve(read("--pin"), CPU)
     with pytest.raises(ConfigError, match="did you mean tiny"):
         resolve(read("--model=tinny"), CPU)
 
