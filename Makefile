@@ -32,7 +32,7 @@ $(VENV)/sources: always
 	@mkdir -p $(VENV)
 	@printf '%s\n' $(SOURCES) | cmp -s - $@ || printf '%s\n' $(SOURCES) > $@
 
-run: install ## train one model: STRATEGY=ddp|single|zero2 GPUS=2 MODEL=tiny PRECISION=bf16 …
+run: install ## train one model: STRATEGY=ddp|zero1|zero2|zero3|fsdp2|single GPUS=2 MODEL=tiny PRECISION=bf16 …
 	@$(PY) -m scalelab.launch.make_front run
 
 test: install ## the test suite
@@ -44,7 +44,7 @@ check: install ## ruff and pyright
 format: install ## let ruff rewrite the sources
 	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
 
-bench: install ## measure the loop's and the loader's cost against plain PyTorch and webdataset
+bench: install ## measure the strategies against DDP, our loop and loader against plain PyTorch and webdataset
 	@$(PY) -m tests.bench
 
 test-gpu: install ## the tests that need CUDA

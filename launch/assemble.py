@@ -22,7 +22,8 @@ from .evaluation import Evaluation
 from .loop import Event
 from .ranks import Rank
 from .schedule import Step
-from .strategies._contract import Setting, Sharded
+from .setting import Setting
+from .strategies._contract import Sharded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,17 +47,29 @@ class RunConfig(BaseModel):
     )
     data: PlainText | None = option("what", "folder of shards; by default a generated set in the cache folder", None)
     strategy: str = option("what", f"how the ranks share the work: {', '.join(strategies.names())}", "ddp")
-    precision: Literal["fp32", "bf16"] = option(
-        "what", "bf16 keeps fp32 parameters and computes under autocast", "fp32"
+    engine: Literal["native", "accelerate"] = option(
+        "what", "accelerate runs ddp and fsdp2 through Hugging Face Accelerate, to measure what it costs", "native"
     )
+    precision: Literal["fp32", "tf32", "bf16", "bf16-params", "fp16"] = option(
+        "what",
+        "bf16, fp16: fp32 parameters, computed under autocast (fp16 with loss scaling); tf32: fp32 multiplied in TF32 "
+        "on CUDA; bf16-params: bf16 weights and traffic, fp32 master",
+        "fp32",
+    )
+    checkpointing: Literal["none", "full", "selective"] = option(
+        "what", "compute activations of each block again in backward: all, or all but matrix products", "none"
+    )
+    compile: bool = option("what", "torch.compile each block", False)
 
     gpus: int | None = option(
         "how much", "ranks on this host; by default all CUDA devices, else 2 CPU ranks", None, ge=1, le=1024
     )
     micro_batch: int | None = option("how much", "samples per rank and micro-batch (4)", None, ge=1)
     global_batch: int | None = option("how much", "samples per optimizer step, in place of --micro-batch", None, ge=1)
-    grad_accumulation: int = option("how much", "micro-batches per optimizer step", 1, ge=1)
-    steps: int | None = option("how much", "measured optimizer steps (30 on CPU, 100 on CUDA)", None, ge=1)
+    grad_accumulation: int = option("how much", "micro-batches per optimizer step", 1, ge=1, le=65536)
+    steps: int | None = option(
+        "how much", "measured optimizer steps (30 on CPU, 5 in fp16 there, 100 on CUDA)", None, ge=1
+    )
     warmup: int = option("how much", "optimizer steps before measuring starts", 5, ge=0)
     eval_every: int = option(
         "how much", "evaluate on held-out scenes every N steps and at the end; 0 is never", 0, ge=0
@@ -76,6 +88,15 @@ class RunConfig(BaseModel):
     base_batch: int | None = option("knobs", "the batch that --lr is meant for", None, ge=1)
     clip_norm: float | None = option(
         "knobs", "clip the global gradient norm; off unless given", None, gt=0, allow_inf_nan=False
+    )
+    bucket_mb: float | None = option(
+        "knobs", "MiB of gradients per reduction under ddp and zero (25)", None, gt=0, le=65536, allow_inf_nan=False
+    )
+    overlap: bool | None = option(
+        "knobs", "reduce gradients while backward computes, under ddp and zero (on; zero on CPU: off)", None
+    )
+    accumulation_sync: Literal["each", "last"] | None = option(
+        "knobs", "reduce gradients after each micro-batch or the last (last; zero2, zero3: each)", None
     )
     workers: int | None = option("knobs", "loader processes per rank (1 on CPU, up to 8 on CUDA)", None, ge=0, le=256)
     prefetch: int | None = option("knobs", "batches each loader process keeps ready (2)", None, ge=0, le=1024)

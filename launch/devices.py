@@ -19,6 +19,7 @@ class Devices:
     name: str
     memory_bytes: int | None = None
     why_no_cuda: str = ""
+    compute_capability: tuple[int, int] | None = None
 
 
 def detect() -> Devices:
@@ -44,6 +45,8 @@ def detect() -> Devices:
             return Devices("cpu", 0, cpu_name(), why_no_cuda="no CUDA device is visible")
         memory = min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
         name = pynvml.nvmlDeviceGetName(handles[0])
-        return Devices("cuda", count, name.decode() if isinstance(name, bytes) else name, memory)
+        major, minor = min(tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) for handle in handles)
+        name = name.decode() if isinstance(name, bytes) else name
+        return Devices("cuda", count, name, memory, compute_capability=(major, minor))
     finally:
         pynvml.nvmlShutdown()

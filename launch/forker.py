@@ -18,7 +18,7 @@ from .errors import Exit
 from .messages import Sender
 from .parent import die_with_parent
 from .ranks import LISTENER_VARIABLE, Rank, listen_on_free_port
-from .strategies._contract import Setting
+from .setting import Setting
 
 # How long the other ranks may take to end by themselves after one has failed.
 GRACE_SECONDS = 2.0

@@ -43,6 +43,7 @@ def train(
                     probe.gradients_ready(run)
                 with probe.phase("optimizer"):
                     run.step(last)
+            probe.updated(run)
         for kind, due, act in events:
             if due(step):
                 with probe.event(kind, step.index) as values:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from ..models.presets import load_preset, presets
 from . import strategies
 from .config import RunConfig, is_user_model
 from .devices import Devices
-from .environment import available_cores
+from .environment import available_cores, cpu_flags
 from .errors import ConfigError, PreflightError
+from .refusals import lacks, refusals
 from .schedule import base_lr
-from .strategies._contract import Setting
+from .setting import Setting
+from .strategies._contract import Strategy
 from .validation import unknown
 
 DEFAULT_CPU_RANKS = 2
+DEFAULT_CPU_STEPS = 30
+# Convolutions have no fast fp16 backward on CPU: a step of `tiny` takes half a minute.
+DEFAULT_CPU_FP16_STEPS = 5
 DEFAULT_MICRO_BATCH = 4
 DEFAULT_PREFETCH = 2
+# As DDP has it.
+DEFAULT_BUCKET_MB = 25.0
+# Processor features, as Linux names them, that multiply bf16 numbers.
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # Presets that are picked by themselves on CUDA, largest last; larger ones are asked for by name.
 CUDA_PRESETS = ("tiny", "small", "base")
 # fp32 weights, gradients and two AdamW moments; a quarter of the card leaves the rest to activations.
@@ -52,62 +62,99 @@ class Plan:
         return max(1, available_cores() // self.world_size) if self.devices.kind == "cpu" else 1
 
 
-def resolve(config: RunConfig, devices: Devices) -> Plan:
+def resolve(config: RunConfig, devices: Devices, *, dry_run: bool = False) -> Plan:
     """The plan for `config` on a machine with `devices`.
 
-    Raises PreflightError when the machine lacks what was asked for, ConfigError for combinations that cannot work.
+    Raises PreflightError when the machine lacks what was asked for, ConfigError for combinations that cannot work. A
+    `dry_run` plans for hardware that this machine need not have; what is lacking is then a note.
     """
-    if config.device == "cuda" and devices.kind != "cuda":
-        raise PreflightError(f"--device cuda: this machine has none: {devices.why_no_cuda}", hint="use --device cpu")
-    if config.device == "cpu" and devices.kind == "cuda":
-        devices = Devices("cpu", 0, "cpu", why_no_cuda="--device cpu was asked for")
+    devices, missing = _devices(config, devices)
     gpus = config.gpus or devices.count or DEFAULT_CPU_RANKS
     if config.gpus is None and config.strategy == "single":
         gpus = 1
-    if devices.kind == "cuda" and gpus > devices.count:
-        raise PreflightError(
-            f"--gpus {gpus}: this machine shows {devices.count} CUDA device(s) ({devices.name})",
-            hint=f"use --gpus {devices.count}, or --device cpu for {gpus} CPU ranks",
-        )
     on_cuda = devices.kind == "cuda"
+    if on_cuda and gpus > devices.count and not missing:
+        problem = f"--gpus {gpus}: this machine shows {devices.count} CUDA device(s) ({devices.name})"
+        missing.append((problem, f"use --gpus {devices.count}, or --device cpu for {gpus} CPU ranks"))
+    if missing and not dry_run:
+        raise PreflightError(missing[0][0], hint=missing[0][1])
     if config.pin and not on_cuda:
         raise ConfigError("--pin: pinned memory is for copies to a CUDA device, and this run has none; leave it out")
-    ours = not is_user_model(config.model)
+    strategy = strategies.load(config.strategy)
+    final = config.model_copy(update=_chosen(config, devices, strategy, gpus))
+    if not is_user_model(config.model) and final.model not in presets():
+        raise ConfigError(unknown("--model", str(final.model), presets()) + ", or a path ending in .py")
+    final = final.model_copy(update={"global_batch": (final.micro_batch or 1) * final.grad_accumulation * gpus})
+    setting = _setting(final, gpus, devices.kind)
+    if problems := refusals(config, setting, strategy):
+        raise ConfigError(problems)
+    lacking = lacks(setting, strategy, devices)
+    if lacking and not dry_run:
+        raise PreflightError("\n".join(lacking))
+    plan = Plan(final, devices, setting, ())
+    dry = tuple(f"not on this machine: {problem}" for problem in (*(text for text, _ in missing), *lacking))
+    return Plan(final, devices, setting, (*dry, *_notes(plan)))
+
+
+def _setting(config: RunConfig, gpus: int, device: Literal["cpu", "cuda"]) -> Setting:
+    """What of a config without open choices decides how the model is trained."""
+    assert config.micro_batch is not None
+    assert config.accumulation_sync is not None
+    return Setting(
+        world_size=gpus,
+        device=device,
+        engine=config.engine,
+        precision=config.precision,
+        checkpointing=config.checkpointing,
+        compile=config.compile,
+        optimizer=config.optimizer,
+        micro_batch=config.micro_batch,
+        accumulation=config.grad_accumulation,
+        accumulation_sync=config.accumulation_sync,
+        lr=base_lr(config, config.global_batch or 0),
+        clip_norm=config.clip_norm,
+        bucket_mb=config.bucket_mb,
+        overlap=config.overlap,
+    )
+
+
+def _devices(config: RunConfig, devices: Devices) -> tuple[Devices, list[tuple[str, str]]]:
+    """The devices that `config` asks for, and what this machine lacks of them, each with its hint."""
+    if config.device == "cuda" and devices.kind != "cuda":
+        problem = f"--device cuda: this machine has none: {devices.why_no_cuda}"
+        return Devices("cuda", config.gpus or 1, "CUDA device"), [(problem, "use --device cpu")]
+    if config.device == "cpu" and devices.kind == "cuda":
+        return Devices("cpu", 0, "cpu", why_no_cuda="--device cpu was asked for"), []
+    return devices, []
+
+
+def _chosen(config: RunConfig, devices: Devices, strategy: Strategy, gpus: int) -> dict[str, Any]:
+    """Every choice that `config` leaves open. An option that the strategy does not have stays None."""
+    on_cuda = devices.kind == "cuda"
+    has = strategy.knobs
     chosen = {
         "device": devices.kind,
         "gpus": gpus,
         "model": config.model or pick_preset(devices),
         "micro_batch": _micro_batch(config, gpus),
-        "steps": config.steps or (100 if on_cuda else 30),
+        "steps": config.steps or (100 if on_cuda else _cpu_steps(config)),
         "launcher": _launcher(config, on_cuda),
+        "accumulation_sync": config.accumulation_sync or strategy.accumulation_syncs[0],
     }
-    workers = (
-        config.workers if config.workers is not None else (min(8, max(1, available_cores() // gpus)) if on_cuda else 1)
-    )
-    if ours:
-        chosen |= {"workers": workers, "pin": on_cuda if config.pin is None else config.pin}
-        chosen["prefetch"] = config.prefetch if config.prefetch is not None else (DEFAULT_PREFETCH if workers else 0)
-    else:
-        chosen |= {"workers": 0, "pin": False, "prefetch": config.prefetch or 0}
-    final = config.model_copy(update=chosen)
-    if ours and final.model not in presets():
-        raise ConfigError(unknown("--model", str(final.model), presets()) + ", or a path ending in .py")
-    setting = Setting(
-        world_size=gpus,
-        device=devices.kind,
-        precision=final.precision,
-        optimizer=final.optimizer,
-        micro_batch=chosen["micro_batch"],
-        accumulation=final.grad_accumulation,
-        lr=base_lr(final, chosen["micro_batch"] * final.grad_accumulation * gpus),
-        clip_norm=final.clip_norm,
-    )
-    final = final.model_copy(update={"global_batch": setting.micro_batch * setting.accumulation * gpus})
-    reason = strategies.load(final.strategy).unsupported(setting)
-    if reason is not None:
-        raise ConfigError(f"--strategy {final.strategy}: {reason}")
-    plan = Plan(final, devices, setting, ())
-    return Plan(final, devices, setting, tuple(_notes(plan)))
+    if "bucket_mb" in has:
+        chosen["bucket_mb"] = config.bucket_mb or DEFAULT_BUCKET_MB
+    if "overlap" in has:
+        chosen["overlap"] = strategy.default_overlap(devices.kind) if config.overlap is None else config.overlap
+    if is_user_model(config.model):
+        return chosen | {"workers": 0, "pin": False, "prefetch": config.prefetch or 0}
+    workers = min(8, max(1, available_cores() // gpus)) if on_cuda else 1
+    workers = workers if config.workers is None else config.workers
+    prefetch = config.prefetch if config.prefetch is not None else (DEFAULT_PREFETCH if workers else 0)
+    return chosen | {"workers": workers, "pin": on_cuda if config.pin is None else config.pin, "prefetch": prefetch}
+
+
+def _cpu_steps(config: RunConfig) -> int:
+    return DEFAULT_CPU_FP16_STEPS if config.precision == "fp16" else DEFAULT_CPU_STEPS
 
 
 def pick_preset(devices: Devices) -> str:
@@ -150,8 +197,12 @@ def _notes(plan: Plan) -> list[str]:
     notes = []
     if plan.devices.kind == "cpu":
         notes.append(f"{plan.world_size} CPU rank(s) over gloo: {plan.devices.why_no_cuda}")
-        if plan.world_size > 1 and plan.config.strategy not in ("single", "ddp"):
+        if plan.world_size > 1 and plan.config.strategy != "ddp":
             notes.append("rankings of sharded strategies on CPU do not carry over to GPUs")
+        if plan.setting.precision in ("bf16", "bf16-params") and not cpu_flags() & BF16_FLAGS:
+            notes.append(f"{plan.setting.precision} is emulated on this processor: its times say nothing about bf16")
+        if plan.setting.precision == "fp16":
+            notes.append("fp16 on CPU shows that the arithmetic holds; it is up to 70 times slower than fp32 there")
     if plan.oversubscribed:
         notes.append(f"oversubscribed: {plan.world_size} ranks share {available_cores()} cores, times mean little")
     return notes

@@ -16,10 +16,12 @@ from ..models.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
+DTYPE_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """The five dtypes of a training run."""
+    """The five dtypes of a training run. tf32 is fp32 in memory, multiplied with 10 bits of mantissa."""
 
     name: str
     param: str = "fp32"
@@ -28,28 +30,53 @@ class Precision:
     reduce: str = "fp32"
     master: str = "fp32"
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients need dynamic loss scaling: fp16's smallest normal number is 6e-5."""
+        return self.compute == "fp16"
+
 
 PRECISIONS = {
     "fp32": Precision(name="fp32"),
+    "tf32": Precision(name="tf32", compute="tf32"),
     "bf16": Precision(name="bf16", compute="bf16"),
+    "bf16-params": Precision(name="bf16-params", param="bf16", compute="bf16", grad="bf16", reduce="bf16"),
+    "fp16": Precision(name="fp16", compute="fp16"),
 }
 
 
-def wrap_forward(model: nn.Module, name: str, precision: Precision, device: str) -> None:
-    """Make `model`'s forward compute as `precision` says, and check that what it returns is a scalar loss.
+def unsupported_precision(name: str, device: str) -> str | None:
+    """Why no strategy can train in precision `name` on `device`; None if some can."""
+    if name == "tf32" and device == "cpu":
+        return "tf32 is a mode of CUDA tensor cores, on CPU it would silently be fp32: use fp32 or bf16"
+    return None
 
-    Also fixes fp32 to be fp32 on CUDA, where convolutions would take TF32 by default.
+
+def apply_precision(model: nn.Module, name: str, precision: Precision, device: str) -> None:
+    """Give `model` its parameters' dtype, and make its forward compute as `precision` says.
+
+    Also checks that the model's parameters are fp32 when built, and that forward returns a scalar loss. On CUDA,
+    fp32 is fp32: convolutions would take TF32 by default.
     """
     import torch
 
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    odd = {str(parameter.dtype) for parameter in model.parameters() if parameter.dtype != torch.float32}
+    if odd:
+        raise ModelError(
+            f"{name}: build_model returned parameters in {', '.join(sorted(odd))}, must build them in torch.float32; "
+            "--precision bf16-params trains with bf16 weights"
+        )
+    tf32 = precision.compute == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    if precision.param == "bf16":
+        model.to(torch.bfloat16)
+    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.compute)
     forward = model.forward
-    autocast = precision.compute == "bf16"
 
     @functools.wraps(forward)
     def checked(batch: Any, **options: Any) -> Any:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(device, dtype=compute, enabled=compute is not None):
             loss = forward(batch, **options)
         if options:  # our own model, asked for its outputs in an evaluation
             return loss

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..models.contract import ModelSource, load_model
+from ..models.errors import ModelError
 from ..profiles.capture.memory import peaks
 from ..profiles.capture.probe import Probe, WindowProbe
 from ..profiles.capture.timeline import timeline_for
@@ -22,16 +23,16 @@ from ..profiles.records import StepRecord
 from ..profiles.runfolder import RunFolder, appending
 from . import strategies
 from .assemble import Job, events_of, prepare_determinism, start_record
+from .build import build, shape_of
 from .config import RunConfig
 from .errors import Exit, NumericError, ScalelabError, exit_code_of
 from .feed import open_feed, to_device
 from .loop import train
 from .messages import Sender
 from .parent import die_with_parent
-from .precision import PRECISIONS, wrap_forward
 from .ranks import Rank, process_group
 from .schedule import schedule
-from .strategies._contract import Setting
+from .setting import Setting
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
@@ -110,11 +111,14 @@ def _train(folder: RunFolder, rank: Rank, progress: _Progress) -> None:
         write(start_record(rank, device, torch.get_num_threads()))
         progress.enter("building")
         source = load_model(str(config.model), config.model_option)
-        model = _build(source, config, setting, device)
+        model, blocks = build(source, setting, config.seed)
+        strategy, shape = strategies.load(config.strategy), shape_of(model, blocks)
+        if reason := strategy.unsupported_model(shape):
+            raise ModelError(f"--strategy {config.strategy}, model {source.name}: {reason}")
         if rank.rank == 0:
-            law = strategies.load(config.strategy).law(_sizes(model), setting)
-            folder.write("run.json", {**run_json, "model": _facts(source, model), "law": law})
-        run = strategies.load(config.strategy).shard(model, setting)
+            facts = _facts(source, model, blocks)
+            folder.write("run.json", {**run_json, "model": facts, "law": strategy.law(shape, setting)})
+        run = strategy.shard(model.to(device), setting, blocks)
         job = Job(config=config, setting=setting, source=source, run=run, device=device, rank=rank, folder=folder)
         feed = stack.enter_context(open_feed(config, source, rank, job.image_size))
         timeline = timeline_for(device)
@@ -143,26 +147,14 @@ def _train(folder: RunFolder, rank: Rank, progress: _Progress) -> None:
         write(peaks(device))
 
 
-def _build(source: ModelSource, config: RunConfig, setting: Setting, device: torch.device) -> torch.nn.Module:
-    """The model on `device`: its weights come from the seed, on the CPU, alike on every rank."""
-    torch.manual_seed(config.seed)
-    model = source.build()
-    model.train()
-    wrap_forward(model, source.name, PRECISIONS[config.precision], setting.device)
-    return model.to(device)
-
-
-def _sizes(model: torch.nn.Module) -> tuple[int, ...]:
-    return tuple(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _facts(source: ModelSource, model: torch.nn.Module) -> dict[str, Any]:
+def _facts(source: ModelSource, model: torch.nn.Module, blocks: list[torch.nn.Module]) -> dict[str, Any]:
     parameters = list(model.parameters())
     return {
         "name": source.name,
         "parameters": sum(parameter.numel() for parameter in parameters),
-        "trainable_parameters": sum(_sizes(model)),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "tensors": len(parameters),
+        "blocks": len(blocks),
         "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
     }
 

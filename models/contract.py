@@ -66,8 +66,22 @@ class ModelSource:
         return self._call("build_loader", **fixed, **({} if data is None else {"data": data}))
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The units to checkpoint and shard: the file's own, else those found by repetition."""
-        return self.module.blocks(model) if hasattr(self.module, "blocks") else repeated_blocks(model)
+        """The units to checkpoint and shard: the file's own, else those found by repetition.
+
+        Raises ModelError when the file's are not distinct parts of the model, apart from each other.
+        """
+        if not hasattr(self.module, "blocks"):
+            return repeated_blocks(model)
+        found = list(self.module.blocks(model))
+        names = {id(module): name for name, module in model.named_modules() if module is not model}
+        for block in found:
+            if id(block) not in names:
+                kind = "the model itself" if block is model else _kind(block)
+                raise ModelError(f"{self.name}: blocks returned {kind}, must return modules inside the model")
+        inside = Counter(id(module) for block in found for module in block.modules())
+        if twice := [names[key] for key, count in inside.items() if count > 1]:
+            raise ModelError(f"{self.name}: blocks returned {twice[0]} more than once, or blocks inside blocks")
+        return found
 
     def check_options(self) -> None:
         """Raise ModelError for options that no function takes, with the nearest name."""

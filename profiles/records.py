@@ -44,7 +44,10 @@ class StartRecord(_Record):
 
 
 class StepRecord(_Record):
-    """One optimizer step of one rank. `phases` holds exposed seconds by phase; the rest of `seconds` is in none."""
+    """One optimizer step of one rank. `phases` holds exposed seconds by phase; the rest of `seconds` is in none.
+
+    `skipped` steps left the weights alone, because a gradient overflowed under dynamic loss scaling.
+    """
 
     kind: Literal["step"] = "step"
     step: int
@@ -58,6 +61,7 @@ class StepRecord(_Record):
     lr: float
     grad_square_sum: float | None = None
     grad_replicas: int | None = None
+    skipped: bool = False
 
 
 class EventRecord(_Record):

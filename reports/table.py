@@ -22,7 +22,11 @@ def _headline(summary: Mapping[str, Any]) -> Text:
     parameters = summary["model"]["parameters"]
     size = "" if parameters is None else f" ({parameters:,} parameters)"
     ranks = f"{summary['world_size']} x {summary['device']}" + (", oversubscribed" if summary["oversubscribed"] else "")
-    line = f"{summary['model']['name']}{size}  {summary['strategy']}  {summary['precision']['name']}  {ranks}"
+    how = [summary["strategy"], summary["precision"]["name"]]
+    how += [f"{summary['checkpointing']} checkpointing"] if summary["checkpointing"] != "none" else []
+    how += ["compiled"] if summary["compile"] else []
+    how += [f"through {summary['engine']}"] if summary["engine"] != "native" else []
+    line = f"{summary['model']['name']}{size}  {'  '.join(how)}  {ranks}"
     return Text(line, style="bold")
 
 
@@ -68,6 +72,10 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
+    if summary["steps"]["skipped"]:
+        lines.append(
+            f"{summary['steps']['skipped']} updates skipped: a gradient overflowed and the loss scale was halved"
+        )
     losses = [loss for loss in summary["loss"] or [] if loss is not None]
     if losses:
         lines.append(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} over {len(losses)} steps")

@@ -96,11 +96,13 @@ def test_laws_load_without_torch() -> None:
     script = """
 import sys
 from scalelab.launch import strategies
-from scalelab.launch.strategies._contract import Setting
+from scalelab.launch.setting import Setting
+from scalelab.launch.strategies._law import ModelShape, ParameterShape
 setting = Setting(world_size=2, device="cpu")
+model = ModelShape((ParameterShape((10, 3), 0), ParameterShape((3,))))
 for name in strategies.names():
     strategy = strategies.load(name)
-    strategy.unsupported(setting) or strategy.law((10, 3), setting)
+    strategy.unsupported(setting) or strategy.law(model, setting)
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

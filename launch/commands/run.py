@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if "help" in flags:
         print(options.help())
         return Exit.OK
-    plan = resolve(build(values, problems), devices.detect())
+    plan = resolve(build(values, problems), devices.detect(), dry_run="dry-run" in flags)
     if "dry-run" in flags:
         return _dry_run(plan, as_json="json" in flags)
     return _run(plan, argv, as_json="json" in flags)
@@ -141,28 +141,37 @@ def _run_json(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequ
 
 
 def _dry_run(plan: Plan, *, as_json: bool) -> int:
-    """Print what would run, and what its strategy's law says of it."""
+    """Print what would run, and what its strategy's law says of it. Builds the model without memory."""
     import torch
+    from rich.console import Console
 
     from ...models.contract import load_model
-    from ...reports.table import size
+    from ...models.errors import ModelError
+    from ...reports.law import law_table
+    from ..build import build, shape_of
 
     source = load_model(str(plan.config.model), plan.config.model_option)
     with torch.device("meta"):
-        model = source.build()
-    sizes = tuple(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    law = strategies.load(plan.config.strategy).law(sizes, plan.setting)
+        model, blocks = build(source, plan.setting, plan.config.seed)
+    strategy, shape = strategies.load(plan.config.strategy), shape_of(model, blocks)
+    if reason := strategy.unsupported_model(shape):
+        raise ModelError(f"--strategy {plan.config.strategy}, model {source.name}: {reason}")
+    law = asdict(strategy.law(shape, plan.setting))
+    precision = asdict(PRECISIONS[plan.config.precision])
+    parameters = shape.elements
+    for note in plan.notes:
+        _say(f"note: {note}")
     if as_json:
-        print(orjson.dumps({"config": plan.config.model_dump(), "parameters": sum(sizes), "law": law}).decode())
+        config = plan.config.model_dump()
+        print(orjson.dumps({"config": config, "precision": precision, "parameters": parameters, "law": law}).decode())
         return Exit.OK
     for name, value in plan.config.model_dump().items():
         print(f"{name:20} {plain(str(value))}")
-    print(f"\n{sum(sizes):,} trainable parameters in {len(sizes)} tensors, {plan.world_size} ranks")
-    for kind in ("parameters", "gradients", "optimizer"):
-        print(f"{kind:20} {size(getattr(law.worst, kind)):>12}  {getattr(law, kind)}, on the rank that holds most")
-    for collective in law.collectives:
-        payload = size(collective.payload_bytes_per_step)
-        print(f"{collective.kind:20} {payload:>12}  payload a step, in {collective.phase}")
+    dtypes = ", ".join(f"{name} {value}" for name, value in precision.items() if name != "name")
+    print(f"\n{dtypes}")
+    parts = f"{len(shape.parameters)} tensors and {len(blocks)} blocks"
+    print(f"{parameters:,} parameters in {parts}, {plan.world_size} ranks")
+    Console(highlight=False).print(law_table(law))
     return Exit.OK
 
 

@@ -7,105 +7,77 @@ reports find it on disk. Nothing in this package imports torch before `shard` is
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..setting import Setting
+from ._law import Law, ModelShape
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Layout = Literal["replicated", "sharded"]
-
-# AdamW's constants are PyTorch's defaults (Loshchilov and Hutter 2019), written out so that no library's own win.
-ADAMW_BETAS = (0.9, 0.999)
-ADAMW_EPS = 1e-8
-WEIGHT_DECAY = 0.01
-SGD_MOMENTUM = 0.9
+Sync = Literal["each", "last"]
+Knob = Literal["bucket_mb", "overlap"]
+Engine = Literal["native", "accelerate"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a strategy's law and its wrapper depend on, besides the model."""
+class Strategy(abc.ABC):
+    """A way to share a model's state and work among ranks.
 
-    world_size: int
-    device: Literal["cpu", "cuda"]
-    precision: str = "fp32"
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    micro_batch: int = 1
-    accumulation: int = 1
-    lr: float = 1e-3
-    clip_norm: float | None = None
+    `accumulation_syncs` are the moments at which it can reduce gradients while micro-batches accumulate, the default
+    first; `knobs` are the communication options that it obeys; `engines` can run it.
+    """
 
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """The optimizer's constants, the same under every strategy."""
-        if self.optimizer == "sgd":
-            return {"momentum": SGD_MOMENTUM, "weight_decay": WEIGHT_DECAY}
-        return {"betas": ADAMW_BETAS, "eps": ADAMW_EPS, "weight_decay": WEIGHT_DECAY}
+    summary: ClassVar[str]
+    accumulation_syncs: ClassVar[tuple[Sync, ...]] = ("last", "each")
+    knobs: ClassVar[frozenset[Knob]] = frozenset()
+    engines: ClassVar[tuple[Engine, ...]] = ("native",)
 
+    def packages(self, setting: Setting) -> tuple[str, ...]:
+        """The packages besides torch that a run needs, by import name."""
+        return ("accelerate",) if setting.engine == "accelerate" else ()
 
-@dataclass(frozen=True, kw_only=True)
-class StateBytes:
-    """Bytes of model state that one rank holds at the optimizer step."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-
-    @property
-    def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collective:
-    """One kind of collective of an optimizer step. Payload is the full unsharded tensor, in the dtype as sent."""
-
-    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
-    payload_bytes_per_step: int
-    phase: Literal["forward", "backward", "optimizer"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Law:
-    """What a strategy costs by design: who holds what, and what travels each optimizer step."""
-
-    parameters: Layout
-    gradients: Layout
-    optimizer: Layout
-    ranks: tuple[StateBytes, ...]
-    collectives: tuple[Collective, ...]
-    reductions_per_step: int
-    source: str
-
-    @property
-    def worst(self) -> StateBytes:
-        """The rank that holds most."""
-        return max(self.ranks, key=lambda rank: rank.total)
-
-
-class Strategy(Protocol):
-    """A way to share a model's state and work among ranks."""
-
-    summary: str
+    def default_overlap(self, device: str) -> bool:
+        """Whether communication overlaps with computation unless asked otherwise, for a strategy with that knob."""
+        return True
 
     def unsupported(self, setting: Setting) -> str | None:
-        """Why this strategy cannot run so, with the way out; None if it can."""
-        ...
+        """Why this strategy cannot run so, or would silently run otherwise, with the way out; None if it can."""
+        return None
 
-    def law(self, sizes: tuple[int, ...], setting: Setting) -> Law:
-        """The law for trainable parameter tensors of `sizes` elements each, in the model's order. No torch."""
-        ...
+    def unsupported_model(self, model: ModelShape) -> str | None:
+        """Why this strategy cannot train a model of that shape, with the way out; None if it can."""
+        return None
 
+    @abc.abstractmethod
+    def law(self, model: ModelShape, setting: Setting) -> Law:
+        """What each rank holds and sends. No torch."""
+
+    @abc.abstractmethod
     def preload(self, setting: Setting) -> None:
         """Import the libraries that `shard` uses, without touching a device: done once before ranks are forked."""
-        ...
 
-    def shard(self, model: nn.Module, setting: Setting) -> Sharded:
-        """Wrap `model`, whose parameters are on their device and equal on all ranks. The process group exists."""
-        ...
+    @abc.abstractmethod
+    def shard(self, model: nn.Module, setting: Setting, blocks: Sequence[nn.Module]) -> Sharded:
+        """Wrap `model`, whose parameters are on their device and equal on all ranks. The process group exists.
+
+        `blocks` are the model's repeated units in the order of forward, for strategies that shard by unit.
+        """
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The reduced gradients that a rank holds before clipping: `parts`, each held alike by `replicas` ranks.
+
+    They are `scale` times the true ones, the factor of loss scaling; 1 without it.
+    """
+
+    parts: list[torch.Tensor]
+    replicas: int
+    scale: torch.Tensor | float = 1.0
 
 
 class Sharded(abc.ABC):
@@ -136,9 +108,18 @@ class Sharded(abc.ABC):
         """The optimizer's groups; the loop sets their `lr`."""
 
     @abc.abstractmethod
-    def gradients(self) -> tuple[list[torch.Tensor], int]:
-        """After the last backward and before the step: the reduced gradients this rank holds, not yet clipped,
-        and on how many ranks each of them is held alike."""
+    def gradients(self) -> Gradients:
+        """After the last backward and before the step: every trainable element once over all ranks (or alike on
+        `replicas` of them)."""
+
+    @property
+    def skipped(self) -> torch.Tensor | bool:
+        """Whether the last step left the weights alone because a scaled gradient overflowed; read without waiting."""
+        return False
+
+    @abc.abstractmethod
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """Every tensor of parameters that stays on this rank between steps."""
 
     @abc.abstractmethod
     def optimizer_state(self) -> Iterator[torch.Tensor]:
@@ -151,36 +132,7 @@ class Sharded(abc.ABC):
     def state(self) -> Mapping[str, list[torch.Tensor]]:
         """The tensors of model state that are alive on this rank, by kind."""
         return {
-            "parameters": [*self.module.parameters(), *self.module.buffers()],
-            "gradients": self.gradients()[0],
+            "parameters": [*self.parameters(), *self.module.buffers()],
+            "gradients": self.gradients().parts,
             "optimizer": list(self.optimizer_state()),
         }
-
-
-def replicated_law(sizes: tuple[int, ...], setting: Setting, collectives: tuple[Collective, ...], source: str) -> Law:
-    """The law of a strategy in which each rank holds all: 4 bytes an element in fp32 and with autocast."""
-    elements = sum(sizes)
-    state = StateBytes(
-        parameters=4 * elements,
-        gradients=4 * elements,
-        optimizer=optimizer_bytes(elements, tensors=len(sizes), setting=setting),
-    )
-    return Law(
-        parameters="replicated",
-        gradients="replicated",
-        optimizer="replicated",
-        ranks=(state,) * setting.world_size,
-        collectives=collectives,
-        reductions_per_step=1,
-        source=source,
-    )
-
-
-def optimizer_bytes(elements: int, *, tensors: int, setting: Setting) -> int:
-    """Bytes of fp32 optimizer state for `elements` in `tensors` tensors, master copies not counted.
-
-    torch.optim.AdamW keeps two moments an element and a 4-byte step count a tensor; SGD one momentum an element.
-    """
-    if setting.optimizer == "sgd":
-        return 4 * elements
-    return 8 * elements + 4 * tensors

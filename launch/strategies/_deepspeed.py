@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,12 @@ import torch
 from torch import nn
 
 from ..optimizer import make_optimizer
-from ._contract import Setting, Sharded
+from ..precision import PRECISIONS
+from ..setting import Setting
+from ._contract import Gradients, Sharded
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-# DeepSpeed counts elements; as many as DDP's bucket of 25 MiB in fp32.
-BUCKET_ELEMENTS = 25 * 2**20 // 4
 
 
 def import_deepspeed(device: str) -> ModuleType:
@@ -31,7 +30,7 @@ def import_deepspeed(device: str) -> ModuleType:
     import deepspeed
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     # Compiled at first use (C++ compiler, half a minute) for an inference collective that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -39,13 +38,16 @@ def import_deepspeed(device: str) -> ModuleType:
 
 def engine_config(setting: Setting, zero: dict[str, Any]) -> dict[str, Any]:
     """The whole DeepSpeed config of a run; `zero` is the `zero_optimization` section."""
+    precision = PRECISIONS[setting.precision]
     return {
         "train_micro_batch_size_per_gpu": setting.micro_batch,
         "gradient_accumulation_steps": setting.accumulation,
         "gradient_clipping": setting.clip_norm or 0.0,
-        "communication_data_type": "fp32",
+        "communication_data_type": precision.reduce,
+        "data_types": {"grad_accum_dtype": precision.grad},
         "fp16": {"enabled": False},
-        "bf16": {"enabled": False},
+        # Checking for overflow would skip updates without a word where there is no loss scale to lower.
+        "bf16": {"enabled": precision.param == "bf16", "check_grad_overflow": False},
         "prescale_gradients": False,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -56,7 +58,7 @@ def engine_config(setting: Setting, zero: dict[str, Any]) -> dict[str, Any]:
 
 
 class DeepSpeedSharded(Sharded):
-    """Stage 1 and 2: parameters whole on each rank, optimizer state and its fp32 copy in slices."""
+    """What every stage shares: the engine runs forward, backward and the update."""
 
     def __init__(self, model: nn.Module, setting: Setting, zero: dict[str, Any]) -> None:
         super().__init__(model, setting)
@@ -68,6 +70,12 @@ class DeepSpeedSharded(Sharded):
             config=engine_config(setting, zero),
             dist_init_required=False,
         )
+        self._scaler = None
+        if PRECISIONS[setting.precision].scales_loss:
+            from ._zero_scaler import LossScaler
+
+            self._scaler = self._zero.loss_scaler = LossScaler()
+            self._zero.dynamic_loss_scale = True
 
     def forward(self, batch: Any, last: bool) -> torch.Tensor:
         return self._engine(batch)
@@ -79,19 +87,59 @@ class DeepSpeedSharded(Sharded):
     def step(self, last: bool) -> None:
         assert self._engine.is_gradient_accumulation_boundary() == last
         self._engine.step()
+        if last and self._scaler:
+            self._scaler.settle()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         return self._zero.param_groups
 
-    def gradients(self) -> tuple[list[torch.Tensor], int]:
+    @property
+    def skipped(self) -> torch.Tensor | bool:
+        return self._zero.overflow
+
+    def gradients(self) -> Gradients:
         parts = [part for group in self._zero.averaged_gradients.values() for part in group or ()]
-        return parts, 1
+        return Gradients(parts, 1, self._zero.loss_scale)
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
-        yield from self._zero.single_partition_of_fp32_groups
+        yield from self._fp32_copies()
         for state in self._zero.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
+    def _fp32_copies(self) -> Iterator[torch.Tensor]:
+        """The copies of this rank's parameters that the optimizer updates."""
+        raise NotImplementedError
+
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+
+class SlicedStates(DeepSpeedSharded):
+    """Stages 1 and 2: parameters whole on each rank, optimizer state and its fp32 copy in slices."""
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        return self.module.parameters()
+
+    def _fp32_copies(self) -> Iterator[torch.Tensor]:
+        yield from self._zero.single_partition_of_fp32_groups
+
+
+class ShardedParameters(DeepSpeedSharded):
+    """Stage 3: a rank keeps a shard of each parameter, and gathers a block's parameters together where it runs."""
+
+    def __init__(self, model: nn.Module, setting: Setting, zero: dict[str, Any], blocks: Sequence[nn.Module]) -> None:
+        from deepspeed.utils import set_z3_leaf_module
+
+        for block in blocks:
+            set_z3_leaf_module(block, True)
+        super().__init__(model, setting, zero)
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        for parameter in self.module.parameters():
+            # The first is empty but for small parameters, which stay whole beside their shard.
+            yield parameter
+            yield parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _fp32_copies(self) -> Iterator[torch.Tensor]:
+        yield from self._zero.fp32_partitioned_groups_flat

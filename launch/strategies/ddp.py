@@ -6,60 +6,84 @@ Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._contract import Collective, Law, Setting, Sharded, replicated_law
+from ._contract import Setting, Sharded, Strategy
+from ._law import Bytes, Collective, Law, ModelShape, elements_of, replicated_law
 
 if TYPE_CHECKING:
     from torch import nn
 
-BUCKET_MB = 25
 
-
-class DDP:
+class DDP(Strategy):
     summary = "full copy per rank, bucketed all-reduce of gradients"
+    knobs = frozenset({"bucket_mb", "overlap"})
+    engines = ("native", "accelerate")
 
-    def unsupported(self, setting: Setting) -> str | None:
-        return None
-
-    def law(self, sizes: tuple[int, ...], setting: Setting) -> Law:
+    def law(self, model: ModelShape, setting: Setting) -> Law:
         """Gradients live in the buckets that travel (`gradient_as_bucket_view`), so buckets cost nothing extra."""
-        reduced = Collective(kind="all_reduce", payload_bytes_per_step=4 * sum(sizes), phase="backward")
+        reduced = Bytes.of(setting).reduce * elements_of(model.trainable) * setting.reductions
         return replicated_law(
-            sizes,
+            model,
             setting,
-            collectives=(reduced,) if setting.world_size > 1 else (),
+            collectives=(
+                Collective(kind="all_reduce", payload_bytes_per_step=reduced, phase="backward", purpose="gradients"),
+            ),
             source="Li et al. 2020, section 3.2; gradients as views of the buckets",
         )
 
     def preload(self, setting: Setting) -> None:
-        from . import _replicated  # noqa: F401
+        if setting.engine == "accelerate":
+            from . import _accelerate  # noqa: F401
+        from . import _native  # noqa: F401
 
-    def shard(self, model: nn.Module, setting: Setting) -> Sharded:
+    def shard(self, model: nn.Module, setting: Setting, blocks: Sequence[nn.Module]) -> Sharded:
+        if setting.engine == "accelerate":
+            from ._accelerate import accelerated_ddp
+
+            return accelerated_ddp(model, setting)
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
-        from ._replicated import Replicated
+        from ._native import NativeSharded
 
         wrapped = DistributedDataParallel(
             model,
             device_ids=[torch.cuda.current_device()] if setting.device == "cuda" else None,
-            bucket_cap_mb=BUCKET_MB,
-            gradient_as_bucket_view=True,
-            **_buffers_not_sent(inspect.signature(DistributedDataParallel)),
+            **ddp_options(setting),
         )
+        if not setting.overlap:
+            wrapped.register_comm_hook(None, reduce_and_wait)
 
-        def set_sync(last: bool) -> None:
-            wrapped.require_backward_grad_sync = last
+        def set_sync(sync: bool) -> None:
+            wrapped.require_backward_grad_sync = sync
 
-        return Replicated(model, setting, call=wrapped, set_sync=set_sync)
+        return NativeSharded(model, setting, call=wrapped, replicas=setting.world_size, set_sync=set_sync)
 
 
-def _buffers_not_sent(signature: inspect.Signature) -> dict[str, Any]:
-    """The option that sends buffers in every forward, whose name changed after torch 2.11. It is off under every
-    strategy: DeepSpeed never sends buffers, and a comparison must train one thing."""
-    name = "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
-    return {name: False}
+def ddp_options(setting: Setting) -> dict[str, Any]:
+    """DistributedDataParallel's options. Buffers are sent under no strategy: DeepSpeed never sends them, and a
+    comparison must train one thing. The option's name changed after torch 2.11."""
+    from torch.nn.parallel import DistributedDataParallel
 
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {"bucket_cap_mb": setting.bucket_mb, "gradient_as_bucket_view": True, buffers: False}
+
+
+def reduce_and_wait(state: Any, bucket: Any) -> Any:
+    """A communication hook that averages a bucket and lets backward go on only when that is done: no overlap.
+
+    `bucket` is a torch.distributed.GradBucket; DDP takes a hook with no other annotation than that class itself.
+    """
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    reduced = allreduce_hook(state, bucket)
+    reduced.wait()
+    return reduced
+
+
+del reduce_and_wait.__annotations__["bucket"], reduce_and_wait.__annotations__["return"]
 
 strategy = DDP()

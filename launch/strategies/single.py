@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ._contract import Law, Setting, Sharded, replicated_law
+from ._contract import Setting, Sharded, Strategy
+from ._law import Law, ModelShape, replicated_law
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Single:
+class Single(Strategy):
     summary = "one process, no wrapper"
 
     def unsupported(self, setting: Setting) -> str | None:
@@ -19,18 +21,18 @@ class Single:
             return f"single trains one model copy on one rank, not on {ranks}: use --gpus 1, or --strategy ddp"
         return None
 
-    def law(self, sizes: tuple[int, ...], setting: Setting) -> Law:
+    def law(self, model: ModelShape, setting: Setting) -> Law:
         return replicated_law(
-            sizes, setting, collectives=(), source="torch.optim state: one fp32 tensor a parameter and moment"
+            model, setting, collectives=(), source="torch.optim state: one fp32 tensor a parameter and moment"
         )
 
     def preload(self, setting: Setting) -> None:
-        from . import _replicated  # noqa: F401
+        from . import _native  # noqa: F401
 
-    def shard(self, model: nn.Module, setting: Setting) -> Sharded:
-        from ._replicated import Replicated
+    def shard(self, model: nn.Module, setting: Setting, blocks: Sequence[nn.Module]) -> Sharded:
+        from ._native import NativeSharded
 
-        return Replicated(model, setting, call=model)
+        return NativeSharded(model, setting, call=model)
 
 
 strategy = Single()

@@ -76,10 +76,12 @@ def phases(run: Run, null: Null) -> dict[str, Any]:
 
 def detail(run: Run, null: Null) -> dict[str, Any]:
     null("detail.optimizer_comm_seconds", "communication was not recorded")
+    if run.run_json["config"]["checkpointing"] != "none":
+        null("detail.recompute_seconds", "recompute is part of backward and was not timed apart")
     if not run.complete_steps:
         null("detail.host_data_seconds", "no measured step was recorded")
     return {
-        "recompute_seconds": 0.0,  # there is no activation checkpointing
+        "recompute_seconds": 0.0 if run.run_json["config"]["checkpointing"] == "none" else None,
         "host_data_seconds": float(run.matrix(lambda s: s.host_data_seconds).mean()) if run.complete_steps else None,
         "optimizer_comm_seconds": None,
     }

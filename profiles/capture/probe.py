@@ -38,10 +38,23 @@ class ScheduledStep(Protocol):
     def samples(self) -> int: ...
 
 
+class Gradients(Protocol):
+    """A rank's reduced gradients, `scale` times the true ones, each held alike by `replicas` ranks."""
+
+    @property
+    def parts(self) -> list[torch.Tensor]: ...
+    @property
+    def replicas(self) -> int: ...
+    @property
+    def scale(self) -> torch.Tensor | float: ...
+
+
 class ModelState(Protocol):
     """What the probe needs to know of a model under a strategy."""
 
-    def gradients(self) -> tuple[list[torch.Tensor], int]: ...
+    @property
+    def skipped(self) -> torch.Tensor | bool: ...
+    def gradients(self) -> Gradients: ...
     def state(self) -> Mapping[str, list[torch.Tensor]]: ...
 
 
@@ -55,8 +68,9 @@ class _Pending:
     phases: list[tuple[str, Any, Any]] = field(default_factory=list)
     host_data_seconds: float = 0.0
     scalars: list[torch.Tensor] = field(default_factory=list)
-    grad_square_sum: torch.Tensor | None = None
+    losses: int = 0
     grad_replicas: int | None = None
+    skipped: torch.Tensor | bool = False
 
 
 class Probe:
@@ -118,17 +132,25 @@ class Probe:
         """One micro-batch's loss on this rank; read later."""
         assert self._current is not None
         self._current.scalars.append(loss.detach())
+        self._current.losses += 1
 
     def gradients_ready(self, run: ModelState) -> None:
         """Before a step's update: the gradients are reduced and complete. Takes what the run asked to be recorded."""
         assert self._current is not None
         if self._record_grad_norm:
-            shards, replicas = run.gradients()
-            norms = torch.stack([torch.linalg.vector_norm(shard, dtype=torch.float32) for shard in shards])
-            self._current.grad_square_sum = norms.square().sum()
-            self._current.grad_replicas = replicas
+            gradients = run.gradients()
+            norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in gradients.parts])
+            self._current.scalars.append((norms / gradients.scale).square().sum())
+            self._current.grad_replicas = gradients.replicas
         if self._current.step.index == self._memory_step:
             self._write(model_state(self._current.step.index, run.state()))
+
+    def updated(self, run: ModelState) -> None:
+        """After a step's update: whether it was left out, a flag on the device, is read later with the losses."""
+        assert self._current is not None
+        self._current.skipped = run.skipped
+        if isinstance(run.skipped, torch.Tensor):
+            self._current.scalars.append(run.skipped)
 
     @contextlib.contextmanager
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
@@ -164,7 +186,7 @@ class Probe:
         for name, begin, end in pending.phases:
             phases[name] = phases.get(name, 0.0) + self._timeline.seconds(begin, end)
         start, seconds = self._advance(pending.begin, pending.end)
-        # The gradients' sum of squares travels behind the losses.
+        # Behind the losses travel the gradients' sum of squares and whether the update was skipped.
         scalars = [_finite(float(value)) for tensor in pending.scalars for value in tensor.reshape(-1)]
         has_norm = pending.grad_replicas is not None
         record = StepRecord(
@@ -174,11 +196,12 @@ class Probe:
             seconds=seconds,
             phases=phases,
             host_data_seconds=pending.host_data_seconds,
-            losses=scalars[:-1] if has_norm else scalars,
+            losses=scalars[: pending.losses],
             samples=pending.step.samples,
             lr=pending.step.lr,
-            grad_square_sum=scalars[-1] if has_norm else None,
+            grad_square_sum=scalars[pending.losses] if has_norm else None,
             grad_replicas=pending.grad_replicas,
+            skipped=bool(scalars[-1]) if isinstance(pending.skipped, torch.Tensor) else pending.skipped,
         )
         self._write(record)
         self._watch(record)
@@ -222,6 +245,9 @@ class WindowProbe:
     def gradients_ready(self, run: ModelState) -> None:
         return
 
+    def updated(self, run: ModelState) -> None:
+        return
+
     def event(self, kind: EventKind, step: int) -> AbstractContextManager[dict[str, Any]]:
         return contextlib.nullcontext({})
 
@@ -234,12 +260,9 @@ class WindowProbe:
 
 def _to_host(pending: _Pending) -> list[torch.Tensor]:
     """The step's scalars as one host tensor, whose values are there once the step's end mark is reached."""
-    scalars = list(pending.scalars)
-    if pending.grad_square_sum is not None:
-        scalars.append(pending.grad_square_sum)
-    if not scalars:
+    if not pending.scalars:
         return []
-    stacked = torch.stack([scalar.float().reshape(()) for scalar in scalars])
+    stacked = torch.stack([scalar.float().reshape(()) for scalar in pending.scalars])
     if stacked.device.type == "cpu":
         return [stacked]
     return [torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)]

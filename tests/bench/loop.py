@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from scalelab.launch import strategies
+from scalelab.launch.build import prepare
 from scalelab.launch.loop import train
 from scalelab.launch.optimizer import make_optimizer
-from scalelab.launch.precision import PRECISIONS, wrap_forward
 from scalelab.launch.ranks import Rank
 from scalelab.launch.schedule import Step
-from scalelab.launch.strategies._contract import Setting
+from scalelab.launch.setting import Setting
 from scalelab.models import driving
 from scalelab.profiles.capture.probe import Probe, WindowProbe
 from scalelab.profiles.capture.timeline import HostTimeline
@@ -40,7 +40,7 @@ BOUND = 0.99
 
 def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
     """Seconds of each block on this rank, by loop, in the order in which they ran."""
-    setting = Setting(world_size=WORLD_SIZE, device="cpu", micro_batch=MICRO_BATCH)
+    setting = Setting(world_size=WORLD_SIZE, device="cpu", micro_batch=MICRO_BATCH, bucket_mb=25.0, overlap=True)
     batches = [driving.example_batch(MICRO_BATCH, preset=preset, seed=rank.rank + index) for index in range(4)]
 
     def feed() -> Iterator[Any]:
@@ -50,7 +50,7 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
     torch.manual_seed(0)
     plain_model = driving.build_model(preset)
     plain = DistributedDataParallel(plain_model, gradient_as_bucket_view=True, forward_sync_buffers=False)
-    optimizer = make_optimizer(plain_model.parameters(), setting)
+    optimizer = make_optimizer(list(plain_model.parameters()), setting)
 
     def plain_block() -> None:
         data = feed()
@@ -63,8 +63,8 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
     def our_block(probed: bool) -> Callable[[], None]:
         torch.manual_seed(0)
         model = driving.build_model(preset)
-        wrap_forward(model, preset, PRECISIONS["fp32"], "cpu")
-        run = strategies.load("ddp").shard(model, setting)
+        prepare(model, [], preset, setting)
+        run = strategies.load("ddp").shard(model, setting, [])
         schedule = [Step(index=i, role="measured", lr=1e-3, samples=MICRO_BATCH) for i in range(steps)]
 
         def block() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scalelab.launch import strategies
 from scalelab.launch.cli import run_command
 from scalelab.launch.config import RunConfig, build
 from scalelab.launch.devices import Devices
@@ -49,7 +50,7 @@ def test_every_problem_is_listed_at_once() -> None:
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        (["--strategy=zero9"], "did you mean zero2?"),
+        (["--strategy=zerro2"], "did you mean zero2?"),
         (["--lr-scaling=linear"], "needs --base-batch"),
         (["--target=ap_mean>=0.2"], "give --eval-every"),
         (["--target=nonsense", "--eval-every=5"], "METRIC>=NUMBER"),
@@ -60,6 +61,11 @@ def test_every_problem_is_listed_at_once() -> None:
         (["--workers=0", "--prefetch=2"], "needs loader processes"),
         (["--name=a\nb"], "without control characters"),
         (["--model-option=x"], "allowed NAME=VALUE"),
+        (["--bucket-mb=0"], "--bucket-mb: given '0', allowed a number more than 0"),
+        (["--precision=fp61"], "did you mean fp16?"),
+        (["--checkpointing=some"], "allowed full, none, selective"),
+        (["--compile=perhaps"], "true or false"),
+        (["--accumulation-sync=never"], "allowed each, last"),
     ],
 )
 def test_conflicts_name_the_way_out(argv: list[str], part: str) -> None:
@@ -83,6 +89,70 @@ def test_defaults_follow_the_machine() -> None:
     assert (plan.world_size, plan.config.model, plan.config.launcher) == (2, "base", "torchrun")
     assert resolve(read("--strategy=single"), CUDA).world_size == 1
     assert None not in (plan.config.micro_batch, plan.config.steps, plan.config.workers, plan.config.prefetch)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--strategy=single", "--gpus=2"], ["one model copy", "--strategy ddp"]),
+        (["--precision=tf32"], ["CUDA tensor cores", "bf16"]),
+        (["--strategy=zero3", "--precision=fp16"], ["no fp16 on CPU", "fsdp2"]),
+        (["--strategy=zero1", "--overlap"], ["CUDA streams", "leave out --overlap"]),
+        (["--strategy=fsdp2", "--bucket-mb=5", "--overlap=false"], ["--bucket-mb: fsdp2", "--overlap: fsdp2"]),
+        (["--strategy=zero2", "--engine=accelerate"], ["--engine accelerate", "native only"]),
+        (["--strategy=zero2", "--grad-accumulation=2", "--accumulation-sync=last"], ["only each", "ddp or fsdp2"]),
+        (["--strategy=zero1", "--grad-accumulation=2", "--accumulation-sync=each"], ["only last", "zero2 or zero3"]),
+        (["--strategy=zero1", "--precision=fp16", "--engine=accelerate"], ["no fp16", "native only"]),
+    ],
+)
+def test_what_would_be_replaced_in_silence_is_refused(argv: list[str], parts: list[str]) -> None:
+    """Every combination that cannot work, or that a library would ignore, is named with the way out, all at once."""
+    with pytest.raises(ConfigError) as error:
+        resolve(read(*argv), CPU)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_options_left_open_follow_the_strategy() -> None:
+    """Each strategy reduces when it can, and has the buckets and overlap that it obeys; a resolved config resolves."""
+    for name in strategies.names():
+        gpus = "--gpus=1" if name == "single" else "--gpus=2"
+        plan = resolve(read(f"--strategy={name}", gpus, "--grad-accumulation=2"), CPU)
+        strategy = strategies.load(name)
+        assert plan.setting.accumulation_sync == strategy.accumulation_syncs[0]
+        assert (plan.setting.bucket_mb is None) == ("bucket_mb" not in strategy.knobs)
+        assert (plan.setting.overlap is None) == ("overlap" not in strategy.knobs)
+        assert resolve(plan.config, CPU).setting == plan.setting
+
+
+def test_a_card_that_cannot_compute_in_a_precision_is_refused() -> None:
+    """bf16 and TF32 need compute capability 8.0; without it torch would emulate or ignore them."""
+    old = Devices("cuda", 2, "an old card", memory_bytes=16 * 2**30, compute_capability=(7, 0))
+    for precision in ("bf16", "tf32", "bf16-params"):
+        with pytest.raises(PreflightError, match=r"compute capability 7\.0"):
+            resolve(read(f"--precision={precision}"), old)
+    assert resolve(read("--precision=fp16"), old).setting.precision == "fp16"
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one the run is refused before it starts, naming what was looked for."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(PreflightError, match=r"C\+\+ compiler, found none \(g\+\+"):
+        resolve(read("--compile"), CPU)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PreflightError, match="no-such-compiler"):
+        resolve(read("--compile"), CPU)
+
+
+def test_a_dry_run_plans_for_hardware_that_is_elsewhere() -> None:
+    """Any number of ranks on any device; what this machine lacks is a note."""
+    plan = resolve(read("--device=cuda", "--gpus=64", "--precision=bf16"), CPU, dry_run=True)
+    assert (plan.setting.device, plan.world_size) == ("cuda", 64)
+    assert "not on this machine" in plan.notes[0]
+    assert resolve(read("--gpus=64"), CUDA, dry_run=True).world_size == 64
+    with pytest.raises(ConfigError, match="one model copy"):
+        resolve(read("--strategy=single", "--gpus=64"), CUDA, dry_run=True)
 
 
 def test_lacking_hardware_is_preflight_and_impossible_is_usage() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scalelab.launch.strategies._contract import Gradients
 from scalelab.profiles.capture.probe import MAX_PENDING, Probe, WindowProbe
 from scalelab.profiles.capture.timeline import HostTimeline
 from scalelab.profiles.records import PHASES, EventRecord, Record, Role, StepRecord, WindowRecord
@@ -156,17 +157,19 @@ class TwoTensors:
 
     def __init__(self) -> None:
         self.flat = torch.ones(6)
-        self.grads = [self.flat[:2], self.flat[2:]]
+        self.grads = Gradients([self.flat[:2], self.flat[2:]], replicas=2, scale=torch.tensor(0.5))
+        self.skipped: torch.Tensor | bool = False
 
-    def gradients(self) -> tuple[list[torch.Tensor], int]:
-        return self.grads, 2
+    def gradients(self) -> Gradients:
+        return self.grads
 
     def state(self) -> dict[str, list[torch.Tensor]]:
-        return {"parameters": [torch.zeros(3)], "gradients": self.grads, "optimizer": [self.flat, torch.zeros(5)]}
+        return {"parameters": [torch.zeros(3)], "gradients": self.grads.parts, "optimizer": [self.flat, torch.zeros(5)]}
 
 
 def test_gradient_norm_and_memory_are_taken_when_asked() -> None:
-    """Sum of squares of what the rank holds; bytes by unique storage, shared ones counted for their first kind."""
+    """Sum of squares of the unscaled gradients that the rank holds; bytes by unique storage, shared ones counted for
+    their first kind."""
     records: list[Record] = []
     probe = Probe(records.append, HostTimeline(), record_grad_norm=True, memory_step=1)
     for index in range(2):
@@ -175,7 +178,7 @@ def test_gradient_norm_and_memory_are_taken_when_asked() -> None:
             probe.gradients_ready(TwoTensors())
     probe.close()
     steps = [record for record in records if isinstance(record, StepRecord)]
-    assert [(step.grad_square_sum, step.grad_replicas, step.losses) for step in steps] == [(6.0, 2, [3.0])] * 2
+    assert [(step.grad_square_sum, step.grad_replicas, step.losses) for step in steps] == [(24.0, 2, [3.0])] * 2
     (memory,) = [record for record in records if record.kind == "memory"]
     assert (memory.step, memory.parameters_bytes, memory.gradients_bytes, memory.optimizer_bytes) == (1, 12, 24, 20)
 
@@ -203,3 +206,21 @@ def test_window_probe_times_the_measured_window_alone() -> None:
             clock.advance(2.0)
     probe.close()
     assert records == [WindowRecord(steps=3, samples=12, seconds=6.0)]
+
+
+def test_a_skipped_update_is_recorded_with_its_step() -> None:
+    """The flag is a tensor that is read with the losses, or known at once."""
+    records: list[Record] = []
+    probe = Probe(records.append, HostTimeline(), record_grad_norm=True)
+    model = TwoTensors()
+    for index, flag in enumerate((torch.tensor(1.0), torch.tensor(0.0), True, False)):
+        with probe.step(Step(index)):
+            probe.loss(torch.tensor(1.0))
+            probe.gradients_ready(model)
+            model.skipped = flag
+            probe.updated(model)
+    probe.close()
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    assert [(step.skipped, step.losses, step.grad_square_sum) for step in steps] == [
+        (skipped, [1.0], 24.0) for skipped in (True, False, True, False)
+    ]

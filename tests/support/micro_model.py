@@ -1,31 +1,52 @@
-"""A model of a few hundred parameters whose tensor sizes divide by nothing, behind the model contract."""
+"""A small model behind the model contract whose tensor sizes divide by nothing: blocks, a frozen parameter, buffers."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+WIDTH = 13
+WIDTHS = (WIDTH, 31, 50)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(F.gelu(self.first(self.norm(x))))
 
 
 class Micro(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(7, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+        self.stem = nn.Linear(7, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(2))
         self.head = nn.Linear(width, 1)
         self.scale = nn.Parameter(torch.ones(1))
+        self.shift = nn.Parameter(torch.full((3,), 0.5), requires_grad=False)
+        self.register_buffer("gain", torch.full((5,), 2.0))
+        self.register_buffer("number", torch.arange(3))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        predicted = self.scale * self.head(self.layers(batch["x"])).squeeze(-1)
+        hidden = self.stem(batch["x"])
+        for block in self.blocks:
+            hidden = block(hidden)
+        predicted = self.scale * self.head(hidden).squeeze(-1) * self.get_buffer("gain")[0] + self.shift[0]
         return (predicted.float() - batch["y"]).square().mean()
 
 
-def build_model(width: int = 13) -> nn.Module:
+def build_model(width: int = WIDTH) -> nn.Module:
     return Micro(width)
 
 
 def example_batch(size: int) -> dict[str, torch.Tensor]:
     x = torch.randn(size, 7)
-    return {"x": x, "y": x.sum(-1).sin()}
+    return {"x": x, "y": 3 * x.sum(-1).sin()}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    return [model.get_submodule("layers")]
+    return list(model.get_submodule("blocks").children())

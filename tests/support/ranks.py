@@ -13,7 +13,7 @@ from typing import Any
 from scalelab.launch.ranks import LISTENER_VARIABLE, Rank, listen_on_free_port, process_group
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["scalelab.launch.worker", "scalelab.launch.strategies._deepspeed"])
+_context.set_forkserver_preload(["tests.support.preloaded"])
 TIMEOUT_SECONDS = 120
 
 
@@ -64,6 +64,8 @@ def _main(
     torch.set_num_threads(1)
     os.environ.update(rank.environment(port))
     os.environ[LISTENER_VARIABLE] = str(listener.fileno())
+    # PyTorch's flight recorder keeps this many collectives, all of which each look of tests/support/witness.py lists.
+    os.environ["TORCH_FR_BUFFER_SIZE"] = "400"
     try:
         with process_group(rank, "cpu"):
             result = function(rank, *args)

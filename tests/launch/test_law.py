@@ -1,0 +1,109 @@
+"""Every strategy on disk holds and sends what its law states, to the byte."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+from scalelab.launch import strategies
+from scalelab.launch.build import shape_of
+from scalelab.launch.precision import PRECISIONS
+from scalelab.launch.ranks import Rank
+from scalelab.launch.setting import Setting
+from scalelab.launch.strategies._contract import Sharded
+from scalelab.profiles.capture.memory import model_state
+
+from tests.support.micro_model import WIDTHS
+from tests.support.ranks import run_ranks
+from tests.support.training import MICRO_BATCH, micro, micro_batches, sharded, supported
+from tests.support.witness import ON_GLOO, Witness
+
+BASE = Setting(world_size=1, device="cpu", micro_batch=MICRO_BATCH)
+CASES = [
+    BASE,
+    replace(BASE, optimizer="sgd"),
+    replace(BASE, precision="bf16", checkpointing="full"),
+    replace(BASE, precision="bf16-params", accumulation=2),
+    replace(BASE, precision="bf16-params", optimizer="sgd", clip_norm=0.1),
+    replace(BASE, precision="fp16", checkpointing="selective", accumulation=2),
+    replace(BASE, clip_norm=0.1, accumulation=2, accumulation_sync="each"),
+    replace(BASE, accumulation=3, bucket_mb=0.2, overlap=False),
+]
+ENGINES = [(name, engine) for name in strategies.names() for engine in strategies.load(name).engines]
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def measured_on_rank(rank: Rank, name: str, cases: list[tuple[Setting, int]]) -> list[dict[str, Any]]:
+    """Bytes of model state, its dtypes, and payload by phase, at the third step of each case."""
+    found = []
+    for setting, width in cases:
+        run, batches = sharded(name, setting, width), iter(micro_batches(rank.rank, setting))
+        found.append([one_step(run, batches) for _ in range(3)][-1])
+    return found
+
+
+def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
+    witness = Witness()
+    sent: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter(), "optimizer": Counter()}
+    found: dict[str, Any] = {}
+    for micro_step in range(run.setting.accumulation):
+        last = micro_step == run.setting.accumulation - 1
+        loss = run.forward(next(batches), last)
+        sent["forward"] += Counter(witness.payload_bytes())
+        run.backward(loss, last)
+        sent["backward"] += Counter(witness.payload_bytes())
+        if last:
+            held = run.state()
+            bytes_held = model_state(0, held).model_dump()
+            found["state"] = {kind: bytes_held[f"{kind}_bytes"] for kind in held}
+            # A tensor without dimensions is a count of steps; an empty one is a parameter that is elsewhere now.
+            found["dtypes"] = {
+                kind: {str(t.dtype) for t in held[kind] if t.is_floating_point() and t.dim()} for kind in held
+            }
+        run.step(last)
+        sent["optimizer"] += Counter(witness.payload_bytes())
+    return {**found, "sent": {phase: dict(row) for phase, row in sent.items()}}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(("name", "engine"), ENGINES)
+def test_state_and_payload_equal_the_law(name: str, engine: str, world_size: int) -> None:
+    """Live bytes of parameters, gradients and optimizer on every rank, and payload by phase and kind."""
+    strategy = strategies.load(name)
+    settings = supported(strategy, [replace(case, world_size=world_size, engine=engine) for case in CASES])
+    if not settings:
+        pytest.skip(f"{name}: {strategy.unsupported(replace(BASE, world_size=world_size))}")
+    widths = WIDTHS if world_size < 4 else WIDTHS[:1]
+    cases = [(setting, width) for setting in settings for width in widths]
+    failures = []
+    for rank, results in enumerate(run_ranks(measured_on_rank, world_size, name, cases)):
+        for (setting, width), result in zip(cases, results, strict=True):
+            law = strategy.law(shape_of(*micro(width)), setting)
+            expected = asdict(law.ranks[rank])
+            sent: dict[str, Counter[str]] = {phase: Counter() for phase in ("forward", "backward", "optimizer")}
+            for collective in law.collectives:
+                kind = ON_GLOO.get(collective.kind, collective.kind)
+                sent[collective.phase][kind] += collective.payload_bytes_per_step
+            where = f"rank {rank}, width {width}, {setting}"
+            if result["state"] != expected:
+                failures.append(f"state {result['state']}, law {expected}: {where}")
+            if world_size > 1 and result["sent"] != {phase: dict(row) for phase, row in sent.items()}:
+                failures.append(f"sent {result['sent']}, law {sent}: {where}")
+            precision = PRECISIONS[setting.precision]
+            for kind, dtype in (("parameters", precision.param), ("gradients", precision.grad), ("optimizer", "fp32")):
+                if result["dtypes"][kind] != {str(TORCH_DTYPES[dtype])}:
+                    failures.append(f"{kind} in {result['dtypes'][kind]}, precision says {dtype}: {where}")
+    assert not failures, f"{len(failures)} failures\n" + "\n".join(failures[:12])
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_a_law_travels_as_json(name: str) -> None:
+    """run.json carries the law evaluated."""
+    strategy = strategies.load(name)
+    law = strategy.law(shape_of(*micro(13)), replace(BASE, world_size=1))
+    assert json.loads(json.dumps(asdict(law)))["source"]
