@@ -70,16 +70,21 @@ def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
     return {**found, "sent": {phase: dict(row) for phase, row in sent.items()}}
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(("name", "engine"), ENGINES)
 def test_state_and_payload_equal_the_law(name: str, engine: str, world_size: int) -> None:
-    """Live bytes of parameters, gradients and optimizer on every rank, and payload by phase and kind."""
+    """Live bytes of parameters, gradients and optimizer on every rank, and payload by phase and kind.
+
+    Every case on two ranks; on one and three, three shapes of the first, and one shape of the others.
+    """
     strategy = strategies.load(name)
     settings = supported(strategy, [replace(case, world_size=world_size, engine=engine) for case in CASES])
     if not settings:
         pytest.skip(f"{name}: {strategy.unsupported(replace(BASE, world_size=world_size))}")
-    widths = WIDTHS if world_size < 4 else WIDTHS[:1]
-    cases = [(setting, width) for setting in settings for width in widths]
+    cases = [(settings[0], width) for width in WIDTHS[1:]]
+    cases += [(setting, WIDTHS[0]) for setting in settings]
+    if world_size == 2:
+        cases += [(setting, width) for setting in settings[1:] for width in WIDTHS[1:]]
     failures = []
     for rank, results in enumerate(run_ranks(measured_on_rank, world_size, name, cases)):
         for (setting, width), result in zip(cases, results, strict=True):

@@ -67,9 +67,16 @@ def train_with_faults(rank: Rank) -> dict[tuple[str, str], list[StepRecord]]:
     return found
 
 
-def test_planted_faults_are_caught_and_health_is_not() -> None:
+Ranks = list[dict[tuple[str, str], list[StepRecord]]]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Ranks:
+    return run_ranks(train_with_faults, 2)
+
+
+def test_planted_faults_are_caught_and_health_is_not(ranks: Ranks) -> None:
     """Each fault leaves the tolerance under AdamW and under SGD; the healthy run does not."""
-    ranks = run_ranks(train_with_faults, 2)
     for optimizer in ("adamw", "sgd"):
         expected = reference(replace(SETTING, optimizer=optimizer), micro(WIDTH)[0])
         for name in FAULTS:
@@ -78,9 +85,8 @@ def test_planted_faults_are_caught_and_health_is_not() -> None:
             assert bool(rows) == (name != "healthy"), f"{name} under {optimizer}: {rows}"
 
 
-def test_the_loss_alone_is_blind_under_adamw() -> None:
+def test_the_loss_alone_is_blind_under_adamw(ranks: Ranks) -> None:
     """Why gradient norms are compared too: doubled gradients move AdamW's losses by less than 1e-5."""
-    ranks = run_ranks(train_with_faults, 2)
     expected = reference(replace(SETTING, optimizer="adamw"), micro(WIDTH)[0])
     found = combined([rank["summed for averaged", "adamw"] for rank in ranks])
     assert [row.series for row in deviations(found, expected, tolerance=TOLERANCES["fp32"])] == ["grad_norm"]

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 WIDTH = 13
-WIDTHS = (WIDTH, 31, 50)
+WIDTHS = (WIDTH, 31, 47)
 
 
 class Block(nn.Module):
