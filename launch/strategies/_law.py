@@ -1,7 +1,7 @@
 """What a strategy costs by design: the bytes each rank holds, and what travels in an optimizer step. No torch.
 
 A law is a pure function of the model's shape and the setting. The planner multiplies by it, `run.json` carries it
-evaluated, and the conformance tests measure against it to the byte.
+evaluated, and the law tests measure against it to the byte.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What DeepSpeed's three ZeRO stages have in common, without torch: what they refuse, and how they cut a model.
 
 Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5. The laws say
-what DeepSpeed 0.19 does, read in its runtime/zero and measured to the byte by the conformance tests.
+what DeepSpeed 0.19 does, read in its runtime/zero and measured to the byte by the law tests.
 """
 
 from __future__ import annotations
@@ -53,20 +53,14 @@ class Zero(Strategy):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
     @abc.abstractmethod
-    def zero_config(self, setting: Setting, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-        """The `zero_optimization` section of DeepSpeed's config, with everything that it would choose by itself.
-
-        `shapes` are the parameters'.
-        """
+    def zero_config(self, model: ModelShape, setting: Setting) -> dict[str, Any]:
+        """The `zero_optimization` section of DeepSpeed's config, with everything that it would choose by itself."""
 
     def shard(self, model: nn.Module, setting: Setting, blocks: Sequence[nn.Module]) -> Sharded:
+        from ..build import shape_of
         from ._deepspeed import SlicedStates
 
-        return SlicedStates(model, setting, self.zero_config(setting, shapes_of(model)))
-
-
-def shapes_of(model: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(parameter.shape) for parameter in model.parameters()]
+        return SlicedStates(model, setting, self.zero_config(shape_of(model, blocks), setting))
 
 
 def bucket_elements(setting: Setting) -> int:

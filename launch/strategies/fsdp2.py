@@ -29,7 +29,7 @@ class FSDP2(Strategy):
         return None
 
     def law(self, model: ModelShape, setting: Setting) -> Law:
-        """As torch 2.13 holds it, read in torch/distributed/fsdp/_fully_shard and measured by the conformance test.
+        """As torch 2.13 holds it, read in torch/distributed/fsdp/_fully_shard and measured by the law tests.
 
         A parameter is cut into equal runs of rows, ceil(rows / world) each; what is stored and sent is padded to that,
         what the optimizer sees is not. Blocks are freed after forward and gathered again for backward; what lies

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ._contract import Setting
@@ -23,7 +22,7 @@ class Zero2(Zero):
             source="Rajbhandari et al. 2020, section 5; deepspeed 0.19 runtime/zero/stage_1_and_2.py",
         )
 
-    def zero_config(self, setting: Setting, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    def zero_config(self, model: ModelShape, setting: Setting) -> dict[str, Any]:
         return sliced_config(self.stage, setting)
 
 

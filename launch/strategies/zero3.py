@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ._contract import Setting, Sharded
 from ._law import Bytes, Collective, Law, ModelShape, StateBytes
-from ._zero import Zero, bucket_elements, copy_and_moments_bytes, shapes_of
+from ._zero import Zero, bucket_elements, copy_and_moments_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
 # DeepSpeed's default for the size up to which a parameter stays whole on every rank: an upper limit here.
 MOST_PERSISTENT_ELEMENTS = 100_000
-# DeepSpeed's default, on CUDA. On CPU ranks have no spare core to gather ahead with.
-PREFETCH_ELEMENTS = 50_000_000
 UNLIMITED_ELEMENTS = 10**15
 
 
@@ -31,12 +31,12 @@ class Zero3(Zero):
 
         A rank keeps an fp32 copy of its shards beside the optimizer's moments in every precision. Each micro-batch
         gathers every other parameter in forward and in backward, and scatters the reduced gradients. That counts a
-        parameter that is used once in forward; where gathering runs ahead (on CUDA), those that are needed again at
-        the turn from forward to backward are not gathered twice, so that the second gather is an upper bound.
+        parameter that is used once in forward. Where gathering runs ahead (on CUDA), parameters that are needed again
+        soon after the turn from forward to backward are kept: both gathers together are then an upper bound.
         """
         bytes_of, world = Bytes.of(setting), setting.world_size
         shards = [math.ceil(parameter.elements / world) for parameter in model.parameters]
-        limit = persistent_elements([parameter.shape for parameter in model.parameters])
+        limit = persistent_elements(model)
         small = [parameter.elements <= limit for parameter in model.parameters]
         trained = sum(shard for shard, p in zip(shards, model.parameters, strict=True) if p.trainable)
         kept = world * sum(shard for shard, whole in zip(shards, small, strict=True) if whole)
@@ -50,16 +50,15 @@ class Zero3(Zero):
         )
         per_gather = bytes_of.param * gathered * setting.accumulation
         reduced = bytes_of.reduce * world * trained * setting.accumulation
-        ahead = setting.device == "cuda"
-        collectives = [
+        gathers = [
             Collective(kind="all_gather", payload_bytes_per_step=per_gather, phase="forward", purpose="parameters"),
-            Collective(
-                kind="all_gather",
-                payload_bytes_per_step=per_gather,
-                phase="backward",
-                purpose="parameters",
-                upper_bound=ahead,
-            ),
+            Collective(kind="all_gather", payload_bytes_per_step=per_gather, phase="backward", purpose="parameters"),
+        ]
+        if prefetch_elements(model, setting):
+            both = "parameters for forward and backward"
+            gathers = [replace(gathers[0], payload_bytes_per_step=2 * per_gather, purpose=both, upper_bound=True)]
+        collectives = [
+            *gathers,
             Collective(kind="reduce_scatter", payload_bytes_per_step=reduced, phase="backward", purpose="gradients"),
             # DeepSpeed sums the norm in double precision, with clipping or without.
             Collective(kind="all_reduce", payload_bytes_per_step=8, phase="optimizer", purpose="gradient norm"),
@@ -82,7 +81,7 @@ class Zero3(Zero):
             f"{limit:,} elements whole",
         )
 
-    def zero_config(self, setting: Setting, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    def zero_config(self, model: ModelShape, setting: Setting) -> dict[str, Any]:
         return {
             "stage": self.stage,
             "overlap_comm": bool(setting.overlap),
@@ -90,9 +89,9 @@ class Zero3(Zero):
             "reduce_scatter": True,
             "contiguous_gradients": True,
             "sub_group_size": UNLIMITED_ELEMENTS,
-            "stage3_param_persistence_threshold": persistent_elements(shapes),
+            "stage3_param_persistence_threshold": persistent_elements(model),
             "stage3_model_persistence_threshold": UNLIMITED_ELEMENTS,
-            "stage3_prefetch_bucket_size": PREFETCH_ELEMENTS if setting.device == "cuda" else 0,
+            "stage3_prefetch_bucket_size": prefetch_elements(model, setting),
             "stage3_max_live_parameters": UNLIMITED_ELEMENTS,
             # DeepSpeed's default of 1e9 keeps a parameter gathered from forward to backward in any model of up to a
             # billion parameters, whose peak of memory is then that of stage 2.
@@ -104,16 +103,30 @@ class Zero3(Zero):
         }
 
     def shard(self, model: nn.Module, setting: Setting, blocks: Sequence[nn.Module]) -> Sharded:
+        from ..build import shape_of
         from ._deepspeed import ShardedParameters
 
-        return ShardedParameters(model, setting, self.zero_config(setting, shapes_of(model)), blocks)
+        return ShardedParameters(model, setting, self.zero_config(shape_of(model, blocks), setting), blocks)
 
 
-def persistent_elements(shapes: Sequence[tuple[int, ...]]) -> int:
+def persistent_elements(model: ModelShape) -> int:
     """The size up to which parameters stay whole: that of the longest vector, so that biases and norms do, as gathering
     them costs more time than the memory is worth, and matrices are sharded whatever the model's size."""
-    vectors = [math.prod(shape) for shape in shapes if len(shape) <= 1]
+    vectors = [parameter.elements for parameter in model.parameters if len(parameter.shape) <= 1]
     return min(max(vectors, default=0), MOST_PERSISTENT_ELEMENTS)
+
+
+def prefetch_elements(model: ModelShape, setting: Setting) -> int:
+    """How far gathering runs ahead: on CUDA by the largest block, as FSDP2 does; not on CPU, where ranks have no spare
+    core for it. DeepSpeed's default of 5e7 would keep any smaller model gathered from forward to backward."""
+    if setting.device == "cpu":
+        return 0
+    limit = persistent_elements(model)
+    blocks: Counter[int] = Counter()
+    for parameter in model.parameters:
+        if parameter.block is not None and parameter.elements > limit:
+            blocks[parameter.block] += parameter.elements
+    return max(blocks.values(), default=0)
 
 
 strategy = Zero3()

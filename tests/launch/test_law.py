@@ -106,6 +106,27 @@ def test_state_and_payload_equal_the_law(name: str, engine: str, world_size: int
     assert not failures, f"{len(failures)} failures\n" + "\n".join(failures[:12])
 
 
+def gathered_ahead(rank: Rank, setting: Setting, width: int) -> dict[str, Any]:
+    """A step of ZeRO-3 that gathers ahead as on CUDA."""
+    from scalelab.launch.strategies import zero3
+
+    ahead = zero3.prefetch_elements(shape_of(*micro(width)), replace(setting, device="cuda"))
+    zero3.prefetch_elements = lambda model, setting: ahead
+    run, batches = sharded("zero3", setting, width), iter(micro_batches(rank.rank, setting))
+    return [one_step(run, batches) for _ in range(4)][-1]["sent"]
+
+
+def test_gathering_ahead_stays_within_the_law() -> None:
+    """What ZeRO-3 gathers on CUDA is at most what its law for CUDA says, and more than one gather."""
+    setting = replace(BASE, world_size=2, bucket_mb=25.0, overlap=False, accumulation_sync="each")
+    shape = shape_of(*micro(WIDTHS[1]))
+    law = strategies.load("zero3").law(shape, replace(setting, device="cuda"))
+    (bound,) = [collective.payload_bytes_per_step for collective in law.collectives if collective.upper_bound]
+    for sent in run_ranks(gathered_ahead, 2, setting, WIDTHS[1]):
+        gathered = sent["forward"].get("all_gather", 0) + sent["backward"].get("all_gather", 0)
+        assert bound / 2 < gathered <= bound
+
+
 @pytest.mark.parametrize("name", strategies.names())
 def test_a_law_travels_as_json(name: str) -> None:
     """run.json carries the law evaluated."""
