@@ -129,6 +129,9 @@ class Sharded(abc.ABC):
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint into `folder`. Called on all ranks together."""
 
+    def close(self) -> None:  # noqa: B027 (most have nothing to take back)
+        """Take back what a library keeps of this model in the process: for those that train another one after it."""
+
     def state(self) -> Mapping[str, list[torch.Tensor]]:
         """The tensors of model state that are alive on this rank, by kind."""
         return {

@@ -63,6 +63,8 @@ class DeepSpeedSharded(Sharded):
     def __init__(self, model: nn.Module, setting: Setting, zero: dict[str, Any]) -> None:
         super().__init__(model, setting)
         deepspeed = import_deepspeed(setting.device)
+        # Without it DeepSpeed runs `numactl` on CPU for every bucket that stage 3 reduces, to count devices.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._engine, self._zero, *_ = deepspeed.initialize(
             model=model,
@@ -111,6 +113,9 @@ class DeepSpeedSharded(Sharded):
         """The copies of this rank's parameters that the optimizer updates."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        self._engine.destroy()
+
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
 
@@ -143,3 +148,15 @@ class ShardedParameters(DeepSpeedSharded):
 
     def _fp32_copies(self) -> Iterator[torch.Tensor]:
         yield from self._zero.fp32_partitioned_groups_flat
+
+    def close(self) -> None:
+        from deepspeed.runtime.zero import parameter_offload
+        from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+        super().close()
+        # Both keep the model alive: a list of modules, and a method's cache, which a decorator hides in its closure.
+        parameter_offload.FWD_MODULE_STACK.clear()
+        cached = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+        for cell in cached.__closure__ or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()

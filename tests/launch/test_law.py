@@ -44,6 +44,7 @@ def measured_on_rank(rank: Rank, name: str, cases: list[tuple[Setting, int]]) ->
     for setting, width in cases:
         run, batches = sharded(name, setting, width), iter(micro_batches(rank.rank, setting))
         found.append([one_step(run, batches) for _ in range(3)][-1])
+        run.close()
     return found
 
 

@@ -80,7 +80,9 @@ def train_on_rank(rank: Rank, name: str, cases: list[Setting], width: int) -> li
     untouched = torch.nn.functional.linear
     found = []
     for setting in cases:
-        found.append(records_of(sharded(name, setting, width), micro_batches(rank.rank, setting)))
+        run = sharded(name, setting, width)
+        found.append(records_of(run, micro_batches(rank.rank, setting)))
+        run.close()
         assert torch.nn.functional.linear is untouched, f"{name} replaced torch.nn.functional.linear"
     return found
 
