@@ -68,7 +68,13 @@ def events_of(job: Job) -> list[Event]:
     if config.eval_every:
         assert isinstance(job.run.module, DrivingModel)
         evaluate = Evaluation(job.run.module, config, job.rank, job.device)
-        events.append(("evaluation", every(config.eval_every), lambda step: evaluate()))
+
+        def evaluated(step: Step) -> dict[str, Any]:
+            found = evaluate()
+            job.run.reshard()
+            return found
+
+        events.append(("evaluation", every(config.eval_every), evaluated))
     if config.save_every:
 
         def save(step: Step) -> dict[str, Any]:

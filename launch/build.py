@@ -6,8 +6,12 @@ strategy wraps, so that gathering and reducing happen outside of them.
 
 from __future__ import annotations
 
+import random
+import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,9 +26,12 @@ from .strategies._law import ModelShape, ParameterShape
 def build(source: ModelSource, setting: Setting, seed: int) -> tuple[nn.Module, list[nn.Module]]:
     """The model and its blocks on the CPU (or the current default device), ready to be wrapped.
 
-    Weights are drawn from `seed`, alike on every rank. Raises ModelError where the model cannot be had so.
+    Weights are drawn from `seed`, alike on every rank, by whichever global generator. Raises ModelError where the model
+    cannot be had so.
     """
     torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
     model = source.build()
     model.train()
     blocks = source.blocks(model)
@@ -49,14 +56,33 @@ def prepare(model: nn.Module, blocks: Sequence[nn.Module], name: str, setting: S
 
 def shape_of(model: nn.Module, blocks: Sequence[nn.Module]) -> ModelShape:
     """The shape that laws are evaluated at."""
-    block_of = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
-    parameters = tuple(ParameterShape(tuple(p.shape), block_of.get(id(p)), p.requires_grad) for p in model.parameters())
+    block_of = {id(module): index for index, block in enumerate(blocks) for module in block.modules()}
+    holders: defaultdict[int, list[int | None]] = defaultdict(list)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holder = block_of.get(id(module))
+            if holder not in holders[id(parameter)]:
+                holders[id(parameter)].append(holder)
     buffers = list(model.buffers())
+    real = [buffer for buffer in buffers if buffer.is_floating_point()]
     return ModelShape(
-        parameters=parameters,
-        float_buffer_elements=sum(buffer.numel() for buffer in buffers if buffer.is_floating_point()),
+        parameters=tuple(
+            ParameterShape(tuple(p.shape), holders[id(p)][0], p.requires_grad, holders=len(holders[id(p)]))
+            for p in model.parameters()
+        ),
+        float_buffer_elements=sum(buffer.numel() for buffer in real),
+        float_buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in real),
         other_buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
     )
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A checksum of every bit of the weights and buffers, which are on the CPU: equal on ranks that start alike."""
+    found = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(memoryview(content), found)  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def _needs_blocks(setting: Setting) -> str | None:

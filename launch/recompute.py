@@ -1,7 +1,7 @@
 """Activation checkpointing: which of a block's activations are kept for backward, and which are computed again.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"; selective: Korthikanti et al. 2022, "Reducing
-Activation Recomputation in Large Transformer Models", section 5.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"; `selective` decides by operation, as
+torch.utils.checkpoint.create_selective_checkpoint_contexts lets it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 aten = torch.ops.aten
-# Operations whose time grows faster than the bytes they leave behind: `selective` keeps what these return.
+# Operations with much to compute for the bytes they leave behind: `selective` keeps what these return. Batched products
+# are not among them: where attention is not fused, they return its scores, which grow with the square of its length.
 KEPT = frozenset(
     {
         aten.mm.default,
         aten.addmm.default,
-        aten.bmm.default,
-        aten.baddbmm.default,
         aten.linear.default,
         aten.convolution.default,
         aten._scaled_dot_product_flash_attention.default,

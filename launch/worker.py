@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from ..models.contract import ModelSource, load_model
 from ..models.errors import ModelError
@@ -23,7 +24,7 @@ from ..profiles.records import StepRecord
 from ..profiles.runfolder import RunFolder, appending
 from . import strategies
 from .assemble import Job, events_of, prepare_determinism, start_record
-from .build import build, shape_of
+from .build import build, fingerprint, shape_of
 from .config import RunConfig
 from .errors import Exit, NumericError, ScalelabError, exit_code_of
 from .feed import open_feed, to_device
@@ -115,6 +116,7 @@ def _train(folder: RunFolder, rank: Rank, progress: _Progress) -> None:
         strategy, shape = strategies.load(config.strategy), shape_of(model, blocks)
         if reason := strategy.unsupported_model(shape):
             raise ModelError(f"--strategy {config.strategy}, model {source.name}: {reason}")
+        _refuse_unlike(source, fingerprint(model))
         if rank.rank == 0:
             facts = _facts(source, model, blocks)
             folder.write("run.json", {**run_json, "model": facts, "law": strategy.law(shape, setting)})
@@ -145,6 +147,17 @@ def _train(folder: RunFolder, rank: Rank, progress: _Progress) -> None:
         train(run, feed, steps, probe, lambda batch: to_device(batch, device), events_of(job))
         probe.close()
         write(peaks(device))
+
+
+def _refuse_unlike(source: ModelSource, fingerprint: int) -> None:
+    """Raise ModelError when the ranks built different weights: some strategies would mix them."""
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, fingerprint)
+    if len(set(found)) > 1:
+        raise ModelError(
+            f"{source.name}: build_model made different weights on different ranks; draw them from torch's, numpy's or "
+            "random's global generator, which are seeded alike, and not from the time or the rank"
+        )
 
 
 def _facts(source: ModelSource, model: torch.nn.Module, blocks: list[torch.nn.Module]) -> dict[str, Any]:

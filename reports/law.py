@@ -52,9 +52,9 @@ def _collectives(law: Mapping[str, Any]) -> RenderableType:
 
 def _rest(law: Mapping[str, Any]) -> list[Text]:
     lines = [f"gradients are reduced {law['reductions_per_step']} x a step"]
-    if law["held_between_micro_batches_bytes"]:
-        held = size(law["held_between_micro_batches_bytes"])
-        lines.append(f"between micro-batches a rank holds unreduced gradients beside these: {held}")
+    if law["accumulating_gradient_bytes"]:
+        held = size(law["accumulating_gradient_bytes"])
+        lines.append(f"between micro-batches a rank holds {held} of gradients, not reduced yet")
     return [Text(line) for line in (*lines, f"source: {law['source']}")]
 
 

@@ -127,6 +127,9 @@ class AcceleratedSharded(NativeSharded):
         self._optimizer.zero_grad(set_to_none=True)
         self._micro_batch.close()
 
+    def close(self) -> None:
+        _forget()
+
     def _before_update(self) -> None:
         if self._scaler.is_enabled():
             # Accelerate unscales for its own fp16 only, and would clip scaled gradients.
@@ -145,8 +148,7 @@ class AcceleratedSharded(NativeSharded):
 
 def _accelerator(setting: Setting, **options: Any) -> Accelerator:
     """An Accelerator that knows of no other, and of nothing but its arguments and the ranks."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    _forget()
     accumulation = GradientAccumulationPlugin(
         num_steps=setting.accumulation, sync_each_batch=setting.accumulation_sync == "each"
     )
@@ -162,6 +164,12 @@ def _accelerator(setting: Setting, **options: Any) -> Accelerator:
     found = (accelerator.num_processes, accelerator.process_index, accelerator.device.type)
     _check(found == (setting.world_size, distributed.get_rank(), setting.device), f"sees (ranks, rank, device) {found}")
     return accelerator
+
+
+def _forget() -> None:
+    """Empty the states that all Accelerators of a process share."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def _allow_fsdp2_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:

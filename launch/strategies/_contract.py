@@ -129,6 +129,9 @@ class Sharded(abc.ABC):
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint into `folder`. Called on all ranks together."""
 
+    def reshard(self) -> None:  # noqa: B027
+        """Give up the parameters that a forward without a backward (an evaluation) has left gathered."""
+
     def close(self) -> None:  # noqa: B027 (most have nothing to take back)
         """Take back what a library keeps of this model in the process: for those that train another one after it."""
 

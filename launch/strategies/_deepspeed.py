@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..errors import NumericError
 from ..optimizer import make_optimizer
 from ..precision import PRECISIONS
 from ..setting import Setting
 from ._contract import Gradients, Sharded
+from ._zero_leaf import keep_leaf_rules
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -91,6 +93,12 @@ class DeepSpeedSharded(Sharded):
         self._engine.step()
         if last and self._scaler:
             self._scaler.settle()
+        elif last and self._zero.overflow:
+            # DeepSpeed skips such an update in every precision and says nothing: other strategies would train on.
+            raise NumericError(
+                "a gradient is not finite",
+                hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
+            )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -136,9 +144,16 @@ class ShardedParameters(DeepSpeedSharded):
     def __init__(self, model: nn.Module, setting: Setting, zero: dict[str, Any], blocks: Sequence[nn.Module]) -> None:
         from deepspeed.utils import set_z3_leaf_module
 
+        self._run: set[nn.Module] = set()
         for block in blocks:
-            set_z3_leaf_module(block, True)
+            if any(parameter.requires_grad for parameter in block.parameters()):
+                set_z3_leaf_module(block, True)
+                keep_leaf_rules(block, self._run)
         super().__init__(model, setting, zero)
+
+    def forward(self, batch: Any, last: bool) -> torch.Tensor:
+        self._run.clear()
+        return super().forward(batch, last)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         for parameter in self.module.parameters():

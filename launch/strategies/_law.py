@@ -21,11 +21,15 @@ Phase = Literal["forward", "backward", "optimizer"]
 
 @dataclass(frozen=True)
 class ParameterShape:
-    """One parameter. `block` is the index of the block that holds it, None for what lies outside all blocks."""
+    """One parameter. `block` is the index of the block that holds it, None for what lies outside all blocks.
+
+    A tied parameter may have several `holders`: blocks, or a block and what lies outside.
+    """
 
     shape: tuple[int, ...]
     block: int | None = None
     trainable: bool = True
+    holders: int = 1
 
     @property
     def elements(self) -> int:
@@ -36,11 +40,12 @@ class ParameterShape:
 class ModelShape:
     """All of a model that its laws depend on: parameters in the model's order, and buffers, which no strategy shards.
 
-    Floating-point buffers take the dtype of the parameters; the others keep theirs.
+    Floating-point buffers take the dtype of parameters that are cast; the others keep theirs.
     """
 
     parameters: tuple[ParameterShape, ...]
     float_buffer_elements: int = 0
+    float_buffer_bytes: int = 0
     other_buffer_bytes: int = 0
 
     @property
@@ -52,7 +57,9 @@ class ModelShape:
         return elements_of(self.parameters)
 
     def buffer_bytes(self, setting: Setting) -> int:
-        return self.float_buffer_elements * Bytes.of(setting).param + self.other_buffer_bytes
+        bytes_of = Bytes.of(setting)
+        real = self.float_buffer_elements * bytes_of.param if bytes_of.has_master else self.float_buffer_bytes
+        return real + self.other_buffer_bytes
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,9 @@ class Collective:
 class Law:
     """Who holds what, and what travels each optimizer step. `reductions_per_step` counts gradient reductions.
 
-    `held_between_micro_batches` is what accumulation adds to a rank before the last micro-batch: gradients that are
-    not reduced yet, beyond `StateBytes.gradients`.
+    `accumulating_gradient_bytes` is what a rank holds of gradients between two micro-batches of a step, where they are
+    not reduced yet; 0 where there is no such moment. What lives within one phase only (buckets, gathered blocks,
+    gradients widened for an update) is in no law.
     """
 
     parameters: Layout
@@ -116,7 +124,7 @@ class Law:
     ranks: tuple[StateBytes, ...]
     collectives: tuple[Collective, ...]
     reductions_per_step: int
-    held_between_micro_batches_bytes: int
+    accumulating_gradient_bytes: int
     source: str
 
     @property
@@ -133,6 +141,12 @@ class Law:
 
 def elements_of(parameters: Iterable[ParameterShape]) -> int:
     return sum(parameter.elements for parameter in parameters)
+
+
+def unreduced_bytes(model: ModelShape, setting: Setting) -> int:
+    """Whole gradients that wait for the last micro-batch, where they are reduced at the last one only."""
+    waiting = setting.accumulation > 1 and setting.accumulation_sync == "last"
+    return Bytes.of(setting).grad * elements_of(model.trainable) if waiting else 0
 
 
 def optimizer_bytes(elements: int, *, tensors: int, setting: Setting) -> int:
@@ -161,7 +175,7 @@ def replicated_law(model: ModelShape, setting: Setting, collectives: tuple[Colle
         optimizer="replicated",
         ranks=(state,) * setting.world_size,
         collectives=collectives if setting.world_size > 1 else (),
-        reductions_per_step=setting.reductions,
-        held_between_micro_batches_bytes=0,
+        reductions_per_step=setting.reductions if setting.world_size > 1 else 0,
+        accumulating_gradient_bytes=unreduced_bytes(model, setting),
         source=source,
     )

@@ -11,6 +11,7 @@ import torch._dynamo  # every torch.optim imports it when made: here ranks are f
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..optimizer import MasterWeights, make_optimizer, start_momentum
@@ -86,6 +87,10 @@ class NativeSharded(Sharded):
     @property
     def skipped(self) -> torch.Tensor | bool:
         return self._skipped
+
+    def reshard(self) -> None:
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()
 
     def parameters(self) -> Iterator[torch.Tensor]:
         return (local(parameter) for parameter in self.module.parameters())

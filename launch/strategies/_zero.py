@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._contract import Setting, Sharded, Strategy
-from ._law import Bytes, Collective, Law, ModelShape, StateBytes, elements_of, optimizer_bytes
+from ._law import Bytes, Collective, Law, ModelShape, StateBytes, optimizer_bytes, unreduced_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +84,7 @@ def sliced_config(stage: int, setting: Setting) -> dict[str, Any]:
     }
 
 
-def sliced_law(model: ModelShape, setting: Setting, *, gradients_whole_bytes: int, source: str) -> Law:
+def sliced_law(model: ModelShape, setting: Setting, *, source: str) -> Law:
     """Stages 1 and 2: the trainable parameters laid end to end, padded to a multiple of 2 x world and cut into equal
     slices, of which each rank owns one.
 
@@ -125,15 +125,9 @@ def sliced_law(model: ModelShape, setting: Setting, *, gradients_whole_bytes: in
         ranks=ranks,
         collectives=collectives if world > 1 else (),
         reductions_per_step=setting.reductions,
-        held_between_micro_batches_bytes=gradients_whole_bytes,
+        accumulating_gradient_bytes=unreduced_bytes(model, setting),
         source=source,
     )
-
-
-def whole_gradient_bytes(model: ModelShape, setting: Setting) -> int:
-    """What a rank holds between micro-batches when gradients are reduced at the last one only."""
-    waiting = setting.accumulation > 1 and setting.accumulation_sync == "last"
-    return Bytes.of(setting).grad * elements_of(model.trainable) if waiting else 0
 
 
 def copy_and_moments_bytes(share: int, setting: Setting) -> int:

@@ -43,16 +43,11 @@ class DDP(Strategy):
             from ._accelerate import accelerated_ddp
 
             return accelerated_ddp(model, setting)
-        import torch
         from torch.nn.parallel import DistributedDataParallel
 
         from ._native import NativeSharded
 
-        wrapped = DistributedDataParallel(
-            model,
-            device_ids=[torch.cuda.current_device()] if setting.device == "cuda" else None,
-            **ddp_options(setting),
-        )
+        wrapped = DistributedDataParallel(model, **ddp_options(setting))
         if not setting.overlap:
             wrapped.register_comm_hook(None, reduce_and_wait)
 

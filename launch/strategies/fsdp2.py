@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ._contract import Setting, Sharded, Strategy
-from ._law import Bytes, Collective, Law, ModelShape, ParameterShape, StateBytes, elements_of, optimizer_bytes
+from ._law import Bytes, Collective, Law, ModelShape, ParameterShape, StateBytes, optimizer_bytes, unreduced_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,17 +23,18 @@ class FSDP2(Strategy):
 
     def unsupported_model(self, model: ModelShape) -> str | None:
         if any(parameter.shape == () for parameter in model.parameters):
-            return (
-                "fully_shard cannot shard a parameter without dimensions: give it shape (1,), or use another strategy"
-            )
+            return "fully_shard cannot shard a parameter without dimensions: give it shape (1,), or use ddp or zero"
+        if any(parameter.holders > 1 for parameter in model.parameters):
+            return "a parameter is tied across blocks, and each block is sharded on its own: use ddp or zero"
         return None
 
     def law(self, model: ModelShape, setting: Setting) -> Law:
         """As torch 2.13 holds it, read in torch/distributed/fsdp/_fully_shard and measured by the law tests.
 
         A parameter is cut into equal runs of rows, ceil(rows / world) each; what is stored and sent is padded to that,
-        what the optimizer sees is not. Blocks are freed after forward and gathered again for backward; what lies
-        outside the blocks is gathered once and stays until its backward is done.
+        what the optimizer sees is not. Blocks are freed after forward and gathered again for backward, which leaves out
+        frozen ones that no gradient passes through; what lies outside the blocks is gathered once and stays until its
+        backward is done. That counts blocks that run once in forward.
         """
         bytes_of, world = Bytes.of(setting), setting.world_size
         trainable = model.trainable
@@ -59,11 +60,16 @@ class FSDP2(Strategy):
         reduced = bytes_of.reduce * world * padded_trainable * setting.reductions
         collectives = [
             Collective(kind="all_gather", payload_bytes_per_step=gathered, phase="forward", purpose="parameters"),
-            Collective(kind="all_gather", payload_bytes_per_step=regathered, phase="backward", purpose="parameters"),
+            Collective(
+                kind="all_gather",
+                payload_bytes_per_step=regathered,
+                phase="backward",
+                purpose="parameters",
+                upper_bound=_has_frozen_block(model),
+            ),
             Collective(kind="reduce_scatter", payload_bytes_per_step=reduced, phase="backward", purpose="gradients"),
             *_control(setting, tensors=len(trainable)),
         ]
-        waiting = setting.accumulation > 1 and setting.accumulation_sync == "last"
         return Law(
             parameters="sharded",
             gradients="sharded",
@@ -71,7 +77,7 @@ class FSDP2(Strategy):
             ranks=ranks,
             collectives=tuple(c for c in collectives if c.payload_bytes_per_step) if world > 1 else (),
             reductions_per_step=setting.reductions,
-            held_between_micro_batches_bytes=bytes_of.grad * elements_of(trainable) if waiting else 0,
+            accumulating_gradient_bytes=unreduced_bytes(model, setting),
             source="Zhao et al. 2023; torch 2.13 torch/distributed/fsdp/_fully_shard",
         )
 
@@ -106,6 +112,11 @@ def _control(setting: Setting, *, tensors: int) -> Iterable[Collective]:
     if setting.clip_norm is not None:
         norms = 4 * tensors
         yield Collective(kind="all_reduce", payload_bytes_per_step=norms, phase="optimizer", purpose="gradient norms")
+
+
+def _has_frozen_block(model: ModelShape) -> bool:
+    trained = {parameter.block for parameter in model.trainable}
+    return any(parameter.block is not None and parameter.block not in trained for parameter in model.parameters)
 
 
 def _padded_shard(parameter: ParameterShape, world: int) -> int:

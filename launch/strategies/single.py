@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 class Single(Strategy):
     summary = "one process, no wrapper"
+    accumulation_syncs = ("last",)
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.world_size > 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ._contract import Setting
 from ._law import Law, ModelShape
-from ._zero import Zero, sliced_config, sliced_law, whole_gradient_bytes
+from ._zero import Zero, sliced_config, sliced_law
 
 
 class Zero1(Zero):
@@ -18,7 +18,6 @@ class Zero1(Zero):
         return sliced_law(
             model,
             setting,
-            gradients_whole_bytes=whole_gradient_bytes(model, setting),
             source="Rajbhandari et al. 2020, section 5; deepspeed 0.19 runtime/zero/stage_1_and_2.py",
         )
 

@@ -18,7 +18,6 @@ class Zero2(Zero):
         return sliced_law(
             model,
             setting,
-            gradients_whole_bytes=0,
             source="Rajbhandari et al. 2020, section 5; deepspeed 0.19 runtime/zero/stage_1_and_2.py",
         )
 

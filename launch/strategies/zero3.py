@@ -30,9 +30,10 @@ class Zero3(Zero):
         whole beside their shard and gathered again after each update.
 
         A rank keeps an fp32 copy of its shards beside the optimizer's moments in every precision. Each micro-batch
-        gathers every other parameter in forward and in backward, and scatters the reduced gradients. That counts a
-        parameter that is used once in forward. Where gathering runs ahead (on CUDA), parameters that are needed again
-        soon after the turn from forward to backward are kept: both gathers together are then an upper bound.
+        gathers every other parameter in forward and in backward, once for each block that holds it, and scatters the
+        reduced gradients. That counts blocks and modules that run once in forward. Where gathering runs ahead (on
+        CUDA), parameters that are needed again soon after the turn from forward to backward are kept: both gathers
+        together are then an upper bound.
         """
         bytes_of, world = Bytes.of(setting), setting.world_size
         shards = [math.ceil(parameter.elements / world) for parameter in model.parameters]
@@ -40,7 +41,11 @@ class Zero3(Zero):
         small = [parameter.elements <= limit for parameter in model.parameters]
         trained = sum(shard for shard, p in zip(shards, model.parameters, strict=True) if p.trainable)
         kept = world * sum(shard for shard, whole in zip(shards, small, strict=True) if whole)
-        gathered = world * sum(shards) - kept
+        gathered = world * sum(
+            shard * parameter.holders
+            for shard, parameter, whole in zip(shards, model.parameters, small, strict=True)
+            if not whole
+        )
         # With one rank the whole is a view of its shard, unless it is the only one of its kind, which is copied.
         beside = kept if world > 1 or sum(small) == 1 else 0
         state = StateBytes(
@@ -76,7 +81,7 @@ class Zero3(Zero):
             ranks=(state,) * world,
             collectives=tuple(c for c in collectives if c.payload_bytes_per_step) if world > 1 else (),
             reductions_per_step=setting.accumulation,
-            held_between_micro_batches_bytes=0,
+            accumulating_gradient_bytes=0,
             source="Rajbhandari et al. 2020, section 5; deepspeed 0.19 runtime/zero/stage3.py, parameters of at most "
             f"{limit:,} elements whole",
         )
@@ -111,15 +116,16 @@ class Zero3(Zero):
 
 def persistent_elements(model: ModelShape) -> int:
     """The size up to which parameters stay whole: that of the longest vector, so that biases and norms do, as gathering
-    them costs more time than the memory is worth, and matrices are sharded whatever the model's size."""
+    them costs more time than the memory is worth, and larger matrices are sharded whatever the model's size."""
     vectors = [parameter.elements for parameter in model.parameters if len(parameter.shape) <= 1]
     return min(max(vectors, default=0), MOST_PERSISTENT_ELEMENTS)
 
 
 def prefetch_elements(model: ModelShape, setting: Setting) -> int:
     """How far gathering runs ahead: on CUDA by the largest block, as FSDP2 does; not on CPU, where ranks have no spare
-    core for it. DeepSpeed's default of 5e7 would keep any smaller model gathered from forward to backward."""
-    if setting.device == "cpu":
+    core for it, nor without `--overlap`, which DeepSpeed's gathers ignore. DeepSpeed's default of 5e7 would keep any
+    smaller model gathered from forward to backward."""
+    if setting.device == "cpu" or not setting.overlap:
         return 0
     limit = persistent_elements(model)
     blocks: Counter[int] = Counter()

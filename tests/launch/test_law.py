@@ -16,7 +16,8 @@ from scalelab.launch.precision import PRECISIONS
 from scalelab.launch.ranks import Rank
 from scalelab.launch.setting import Setting
 from scalelab.launch.strategies._contract import Sharded
-from scalelab.profiles.capture.memory import model_state
+from scalelab.profiles.capture.memory import model_state, storage_bytes
+from torch.distributed.fsdp import FSDPModule
 
 from tests.support.micro_model import WIDTHS
 from tests.support.ranks import run_ranks
@@ -126,6 +127,32 @@ def test_gathering_ahead_stays_within_the_law() -> None:
     for sent in run_ranks(gathered_ahead, 2, setting, WIDTHS[1]):
         gathered = sent["forward"].get("all_gather", 0) + sent["backward"].get("all_gather", 0)
         assert bound / 2 < gathered <= bound
+
+
+def accumulating(rank: Rank, name: str, setting: Setting) -> int:
+    """Bytes of whole gradients on this rank after the first of two micro-batches."""
+    run, batches = sharded(name, setting, WIDTHS[0]), iter(micro_batches(rank.rank, setting))
+    for _ in range(2):
+        one_step(run, batches)
+    run.backward(run.forward(next(batches), False), False)
+    held = [parameter.grad for parameter in run.module.parameters() if parameter.grad is not None]
+    for module in run.module.modules():
+        if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group):
+            units = [unit.unsharded_param.grad for unit in group.fsdp_params if hasattr(unit, "_unsharded_param")]
+            held += [grad for grad in units if grad is not None]
+    return storage_bytes(held, set())
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in strategies.names() if "last" in strategies.load(name).accumulation_syncs]
+)
+def test_gradients_between_micro_batches_equal_the_law(name: str) -> None:
+    """A strategy that reduces once per step holds whole gradients until then."""
+    strategy = strategies.load(name)
+    world_size = 1 if strategy.unsupported(replace(BASE, world_size=2)) else 2
+    (setting,) = supported(strategy, [replace(BASE, world_size=world_size, accumulation=2)])
+    law = strategy.law(shape_of(*micro(WIDTHS[0])), setting)
+    assert set(run_ranks(accumulating, world_size, name, setting)) == {law.accumulating_gradient_bytes}
 
 
 @pytest.mark.parametrize("name", strategies.names())

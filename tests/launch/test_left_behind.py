@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from scalelab.launch import strategies
 from scalelab.launch.ranks import Rank
 from scalelab.launch.setting import Setting
 from torch import distributed
+from torch.utils import checkpoint
 
 from tests.support.micro_model import WIDTH
 from tests.support.ranks import run_ranks
@@ -31,7 +33,7 @@ PLACES = {
     "autograd": torch.autograd,
     "Function": torch.autograd.Function,
     "Optimizer": torch.optim.Optimizer,
-    "checkpoint": torch.utils.checkpoint,
+    "checkpoint": checkpoint,
 }
 # Set once for the whole process, on purpose: how DeepSpeed finds the device and counts local ranks.
 KEPT_VARIABLES = {"DS_ACCELERATOR", "LOCAL_SIZE"}
@@ -49,6 +51,7 @@ def fingerprint() -> dict[str, Any]:
     assert len(hooks) >= 5
     found |= {name: len(getattr(module, name)) for name in hooks}
     found["modes"] = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_float32_matmul_precision())
+    found["accelerate"] = sorted({**PartialState._shared_state, **AcceleratorState._shared_state})
     found["threads"] = torch.get_num_threads()
     return found | {name: value for name, value in os.environ.items() if name not in KEPT_VARIABLES}
 
@@ -74,7 +77,7 @@ def test_nothing_stays_behind(name: str, engine: str) -> None:
     """After training and closing, torch is as it was and the models are freed."""
     strategy = strategies.load(name)
     world_size = 1 if strategy.unsupported(Setting(world_size=2, device="cpu")) else 2
-    base = Setting(world_size=world_size, device="cpu", engine=engine, micro_batch=MICRO_BATCH)
-    (setting,) = supported(strategy, [replace(base, checkpointing="selective", precision="bf16")])
+    base = Setting(world_size=world_size, device="cpu", micro_batch=MICRO_BATCH, checkpointing="selective")
+    (setting,) = supported(strategy, [replace(base, engine=engine, precision="bf16")])
     for changed, alive in run_ranks(train_and_leave, world_size, name, setting):
         assert (changed, alive) == ([], 0)

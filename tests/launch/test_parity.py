@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from scalelab.launch import strategies
-from scalelab.launch.build import prepare
+from scalelab.launch.build import prepare, shape_of
 from scalelab.launch.devices import Devices
+from scalelab.launch.errors import NumericError
 from scalelab.launch.ranks import Rank
 from scalelab.launch.refusals import lacks
 from scalelab.launch.setting import Setting
@@ -18,16 +19,19 @@ from scalelab.models import driving
 from scalelab.profiles.analysis.parity import TOLERANCES, deviations
 from scalelab.profiles.records import StepRecord
 
-from tests.support.micro_model import WIDTH
+from tests.support.micro_model import KINDS, WIDTH
 from tests.support.ranks import run_ranks
 from tests.support.training import (
     MICRO_BATCH,
     STEPS,
     combined,
     micro,
+    micro_batches,
     records_of,
     reference,
+    sharded,
     supported,
+    tolerance,
     train_on_rank,
 )
 
@@ -56,14 +60,14 @@ MORE = [
 ENGINES = [(name, engine) for name in strategies.names() for engine in strategies.load(name).engines]
 
 
-def check(name: str, world_size: int, cases: list[Setting], width: int) -> None:
+def check(name: str, world_size: int, cases: list[Setting], width: int, kind: str = "plain") -> None:
     """All cases on `world_size` ranks, started once, against one process each."""
-    by_rank = run_ranks(train_on_rank, world_size, name, cases, width)
+    by_rank = run_ranks(train_on_rank, world_size, name, cases, width, kind)
     failures = []
     for index, case in enumerate(cases):
         found = combined([rank[index] for rank in by_rank])
-        expected = reference(case, micro(width)[0])
-        rows = deviations(found, expected, tolerance=TOLERANCES[case.precision])
+        expected = reference(case, micro(width, kind)[0])
+        rows = deviations(found, expected, tolerance=tolerance(case))
         failures += [f"{row} under {case}" for row in rows]
     assert not failures, "\n".join(failures)
 
@@ -89,6 +93,44 @@ def test_same_training_with_every_other_option(name: str, engine: str) -> None:
     world_size = 1 if strategy.unsupported(replace(BASE, world_size=2)) else 2
     cases = supported(strategy, [replace(case, world_size=world_size, engine=engine) for case in MORE])
     check(name, world_size, cases, WIDTH)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
+@pytest.mark.parametrize(("name", "engine"), ENGINES)
+def test_models_of_other_shapes_train_the_same(name: str, engine: str, kind: str) -> None:
+    """Frozen parts before the blocks, blocks called by name, tied weights (or they are refused)."""
+    strategy = strategies.load(name)
+    world_size = 1 if strategy.unsupported(replace(BASE, world_size=2)) else 2
+    base = replace(BASE, world_size=world_size, engine=engine)
+    cases = supported(strategy, [base, replace(base, checkpointing="selective", precision="bf16", accumulation=2)])
+    if reason := strategy.unsupported_model(shape_of(*micro(WIDTH, kind))):
+        assert (kind, "tied across blocks" in reason) == ("tied", True)
+        return
+    check(name, world_size, cases, WIDTH, kind)
+
+
+def spiked_on_rank(rank: Rank, name: str, setting: Setting) -> str:
+    batches = micro_batches(rank.rank, setting)
+    if rank.rank == rank.world_size - 1:
+        batches[2]["spike"] = torch.ones(1)
+    seen: list[StepRecord] = []
+    try:
+        seen = records_of(sharded(name, setting, WIDTH), batches)
+    except NumericError as error:
+        return str(error)
+    return f"losses {[record.losses for record in seen]}"
+
+
+@pytest.mark.parametrize(("name", "engine"), ENGINES)
+def test_a_gradient_that_is_not_finite_is_never_trained_past(name: str, engine: str) -> None:
+    """It is an error, or the next loss is not finite, which ends a run: under no strategy is the update left out in
+    silence, but where fp16 scales losses."""
+    strategy = strategies.load(name)
+    world_size = 1 if strategy.unsupported(replace(BASE, world_size=2)) else 2
+    base = replace(BASE, world_size=world_size, engine=engine)
+    for setting in supported(strategy, [base, replace(base, precision="bf16-params")]):
+        for text in run_ranks(spiked_on_rank, world_size, name, setting):
+            assert "a gradient is not finite" in text or text.count("None") == 7, text
 
 
 GROWTH_INTERVAL = 3

@@ -15,7 +15,16 @@ from scalelab.profiles.records import StepRecord
 
 from tests.support.micro_model import WIDTH
 from tests.support.ranks import run_ranks
-from tests.support.training import MICRO_BATCH, combined, micro, micro_batches, records_of, reference, sharded
+from tests.support.training import (
+    MICRO_BATCH,
+    combined,
+    micro,
+    micro_batches,
+    records_of,
+    reference,
+    sharded,
+    tolerance,
+)
 
 SETTING = Setting(world_size=2, device="cpu", micro_batch=MICRO_BATCH, lr=1e-3, bucket_mb=25.0, overlap=True)
 
@@ -90,6 +99,15 @@ def test_the_loss_alone_is_blind_under_adamw(ranks: Ranks) -> None:
     expected = reference(replace(SETTING, optimizer="adamw"), micro(WIDTH)[0])
     found = combined([rank["summed for averaged", "adamw"] for rank in ranks])
     assert [row.series for row in deviations(found, expected, tolerance=TOLERANCES["fp32"])] == ["grad_norm"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "bf16-params"])
+def test_computing_in_fp32_instead_is_caught(precision: str, optimizer: str) -> None:
+    """A library that silently falls back to fp32 leaves the tolerance of each lower precision."""
+    asked = replace(SETTING, precision=precision, optimizer=optimizer)
+    found = reference(replace(asked, precision="fp32"), micro(WIDTH)[0])
+    assert deviations(found, reference(asked, micro(WIDTH)[0]), tolerance=tolerance(asked))
 
 
 @pytest.mark.parametrize(

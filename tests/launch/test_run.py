@@ -101,7 +101,7 @@ def test_a_run_says_how_it_was_trained(tmp_path: Path) -> None:
     run_json = json.loads((Path(summary["run_folder"]) / "run.json").read_text())
     assert run_json["config"]["accumulation_sync"] == "last"
     assert run_json["law"]["reductions_per_step"] == 1
-    assert run_json["law"]["held_between_micro_batches_bytes"] > 0
+    assert run_json["law"]["accumulating_gradient_bytes"] > 0
 
 
 def test_skipped_updates_are_counted(tmp_path: Path) -> None:
