@@ -76,8 +76,8 @@ def apply_precision(model: nn.Module, name: str, precision: Precision, device: s
 
     @functools.wraps(forward)
     def checked(batch: Any, **options: Any) -> Any:
-        # Autocast's cache would keep the short copy of a weight that is used twice: a block that is computed again would
-        # not find it, and the gradients of both uses would be added up in the short dtype.
+        # Autocast's cache would keep the short copy of a weight that is used twice: a block that is computed again
+        # would not find it, and the gradients of both uses would be added up in the short dtype.
         with torch.autocast(device, dtype=compute, enabled=compute is not None, cache_enabled=False):
             loss = forward(batch, **options)
         if options:  # our own model, asked for its outputs in an evaluation
