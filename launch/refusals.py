@@ -43,8 +43,8 @@ def refusals(config: RunConfig, setting: Setting, strategy: Strategy) -> list[st
     sync = config.accumulation_sync
     if sync is not None and sync not in strategy.accumulation_syncs and setting.accumulation > 1:
         found.append(
-            f"--accumulation-sync {sync}: {name} cannot reduce then, only {strategy.accumulation_syncs[0]}; "
-            f"leave it out, or use {_able(sync)}"
+            f"--accumulation-sync {sync}: {name} can reduce at '{strategy.accumulation_syncs[0]}' only; leave it out, "
+            f"or use {_able(sync)}"
         )
     reasons = (unsupported_precision(setting.precision, setting.device), strategy.unsupported(setting))
     options = (f"--precision {setting.precision}", f"--strategy {name}")

@@ -51,7 +51,7 @@ def _collectives(law: Mapping[str, Any]) -> RenderableType:
 
 
 def _rest(law: Mapping[str, Any]) -> list[Text]:
-    lines = [f"gradients are reduced {law['reductions_per_step']} x a step"]
+    lines = [f"gradients are reduced {law['reductions_per_step']} x a step"] if law["collectives"] else []
     if law["accumulating_gradient_bytes"]:
         held = size(law["accumulating_gradient_bytes"])
         lines.append(f"between micro-batches a rank holds {held} of gradients, not reduced yet")

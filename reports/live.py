@@ -61,8 +61,10 @@ class LiveLine:
         """Take in what a rank said."""
         if "step" in message:
             seconds = message["seconds"]
-            mean = self._mean_seconds
-            self._mean_seconds = seconds if mean is None else mean + SMOOTHING * (seconds - mean)
+            # The second step starts the mean anew: the first one compiles, and fills caches and queues.
+            fresh = self._mean_seconds is None or message["step"] == 1
+            mean = seconds if fresh else self._mean_seconds or seconds
+            self._mean_seconds = mean + SMOOTHING * (seconds - mean)
             self._last = message
         else:
             self._states[message["rank"]] = message["state"]
@@ -86,7 +88,7 @@ class LiveLine:
             return self._progress(self._last)
         training = sum(state in ("training", "finished") for state in self._states.values())
         if training == self._world_size:
-            what = "training" if self._probe else "training, probe off: no figures until the end"
+            what = "first step" if self._probe else "training, probe off: no figures until the end"
             return f"{what} ({elapsed:.0f} s)"
         if not any(rank >= 0 for rank in self._states):
             return f"starting: importing torch ({elapsed:.0f} s)"
@@ -99,6 +101,6 @@ class LiveLine:
         left = (self._total - done) * self._mean_seconds
         return (
             f"{role}step {done}/{self._total}  {self._mean_seconds:.3f} s/step  "
-            f"{self._global_batch / self._mean_seconds:.1f} samples/s  loss {message['loss']:.3f}  "
+            f"{self._global_batch / self._mean_seconds:.1f} samples/s  rank 0's loss {message['loss']:.3f}  "
             f"{message['memory_bytes'] / 2**30:.2f} GiB  ETA {left:.0f} s"
         )

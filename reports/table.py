@@ -67,7 +67,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
     if throughput["samples_per_second"] is not None:
         spread = _interval(throughput["ci95"], 1, "")
         lines.append(
-            f"{throughput['samples_per_second']:.2f} samples/s {spread} over {steps['measured']} steps after "
+            f"{throughput['samples_per_second']:.2f} samples/s {spread} in this run, {steps['measured']} steps after "
             f"{steps['warmup']} of warm-up, global batch {summary['global_batch']}"
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
@@ -78,7 +78,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         )
     losses = [loss for loss in summary["loss"] or [] if loss is not None]
     if losses:
-        lines.append(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} over {len(losses)} steps")
+        lines.append(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} over {len(losses)} steps, mean over ranks")
     quality = summary["quality"]
     if quality["best"] is not None:
         lines.append(f"held-out {quality['metric']}: best {quality['best']:.3f}")

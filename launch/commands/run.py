@@ -22,6 +22,7 @@ from ..text import plain
 
 if TYPE_CHECKING:
     from ..dataset import Dataset
+    from ..strategies._law import ModelShape
 
 SUMMARY = "Train one model under one strategy. Prints a table and leaves a run folder."
 FLAGS = {
@@ -56,6 +57,8 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
 
     for note in plan.notes:
         _say(f"note: {note}")
+    if is_user_model(plan.config.model):
+        _refuse_model(plan)
     dataset = None if is_user_model(plan.config.model) else prepare(plan)
     if dataset is not None:
         _say(f"data: {dataset.folder}")
@@ -142,21 +145,12 @@ def _run_json(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequ
 
 def _dry_run(plan: Plan, *, as_json: bool) -> int:
     """Print what would run, and what its strategy's law says of it. Builds the model without memory."""
-    import torch
     from rich.console import Console
 
-    from ...models.contract import load_model
-    from ...models.errors import ModelError
     from ...reports.law import law_table
-    from ..build import build, shape_of
 
-    source = load_model(str(plan.config.model), plan.config.model_option)
-    with torch.device("meta"):
-        model, blocks = build(source, plan.setting, plan.config.seed)
-    strategy, shape = strategies.load(plan.config.strategy), shape_of(model, blocks)
-    if reason := strategy.unsupported_model(shape):
-        raise ModelError(f"--strategy {plan.config.strategy}, model {source.name}: {reason}")
-    law = asdict(strategy.law(shape, plan.setting))
+    shape, blocks = _examine(plan)
+    law = asdict(strategies.load(plan.config.strategy).law(shape, plan.setting))
     precision = asdict(PRECISIONS[plan.config.precision])
     parameters = shape.elements
     for note in plan.notes:
@@ -169,10 +163,43 @@ def _dry_run(plan: Plan, *, as_json: bool) -> int:
         print(f"{name:20} {plain(str(value))}")
     dtypes = ", ".join(f"{name} {value}" for name, value in precision.items() if name != "name")
     print(f"\n{dtypes}")
-    parts = f"{len(shape.parameters)} tensors and {len(blocks)} blocks"
+    parts = f"{len(shape.parameters)} tensors and {blocks} blocks"
     print(f"{parameters:,} parameters in {parts}, {plan.world_size} ranks")
     Console(highlight=False).print(law_table(law))
     return Exit.OK
+
+
+def _examine(plan: Plan) -> tuple[ModelShape, int]:
+    """The shape of the plan's model and its number of blocks, built without memory.
+
+    Raises ModelError for what cannot be trained so: no blocks to checkpoint, parameters that the strategy cannot cut.
+    """
+    import torch
+
+    from ...models.contract import load_model
+    from ...models.errors import ModelError
+    from ..build import build, shape_of
+
+    source = load_model(str(plan.config.model), plan.config.model_option)
+    with torch.device("meta"):
+        model, blocks = build(source, plan.setting, plan.config.seed)
+    shape = shape_of(model, blocks)
+    if reason := strategies.load(plan.config.strategy).unsupported_model(shape):
+        raise ModelError(f"--strategy {plan.config.strategy}, model {source.name}: {reason}")
+    return shape, len(blocks)
+
+
+def _refuse_model(plan: Plan) -> None:
+    """Raise ModelError for a user's model that cannot be trained so. What else is wrong with it, its ranks will tell,
+    with their traceback."""
+    from ...models.errors import ModelError
+
+    try:
+        _examine(plan)
+    except ModelError:
+        raise
+    except Exception as error:
+        _say(f"note: {plan.config.model} was not examined before the start ({type(error).__name__})")
 
 
 def _say(text: str) -> None:

@@ -37,11 +37,11 @@ class Zero(Strategy):
 
     def unsupported(self, setting: Setting) -> str | None:
         if setting.device == "cpu" and setting.precision == "fp16":
-            return "DeepSpeed has no fp16 on CPU: use bf16, or fp16 with ddp or fsdp2"
+            return "--precision fp16: DeepSpeed has no fp16 on CPU: use bf16, or fp16 with ddp or fsdp2"
         if setting.device == "cpu" and setting.overlap:
             return (
-                "DeepSpeed overlaps by CUDA streams; on CPU it would run each reduction to its end and call it so: "
-                "leave out --overlap, or use ddp"
+                "--overlap true: DeepSpeed overlaps by CUDA streams, on CPU it would run each reduction to its end; "
+                "leave it out, or use ddp"
             )
         return None
 
@@ -124,7 +124,7 @@ def sliced_law(model: ModelShape, setting: Setting, *, source: str) -> Law:
         optimizer="sharded",
         ranks=ranks,
         collectives=collectives if world > 1 else (),
-        reductions_per_step=setting.reductions,
+        reductions_per_step=setting.reductions if world > 1 else 0,
         accumulating_gradient_bytes=unreduced_bytes(model, setting),
         source=source,
     )

@@ -76,7 +76,7 @@ class FSDP2(Strategy):
             optimizer="sharded",
             ranks=ranks,
             collectives=tuple(c for c in collectives if c.payload_bytes_per_step) if world > 1 else (),
-            reductions_per_step=setting.reductions,
+            reductions_per_step=setting.reductions if world > 1 else 0,
             accumulating_gradient_bytes=unreduced_bytes(model, setting),
             source="Zhao et al. 2023; torch 2.13 torch/distributed/fsdp/_fully_shard",
         )

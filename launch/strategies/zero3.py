@@ -80,7 +80,7 @@ class Zero3(Zero):
             optimizer="sharded",
             ranks=(state,) * world,
             collectives=tuple(c for c in collectives if c.payload_bytes_per_step) if world > 1 else (),
-            reductions_per_step=setting.accumulation,
+            reductions_per_step=setting.accumulation if world > 1 else 0,
             accumulating_gradient_bytes=0,
             source="Rajbhandari et al. 2020, section 5; deepspeed 0.19 runtime/zero/stage3.py, parameters of at most "
             f"{limit:,} elements whole",

@@ -63,6 +63,7 @@ def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
             held = run.state()
             bytes_held = model_state(0, held).model_dump()
             found["state"] = {kind: bytes_held[f"{kind}_bytes"] for kind in held}
+            held = {**held, "parameters": list(run.parameters())}
             # A tensor without dimensions is a count of steps; an empty one is a parameter that is elsewhere now.
             found["dtypes"] = {
                 kind: {str(t.dtype) for t in held[kind] if t.is_floating_point() and t.dim()} for kind in held

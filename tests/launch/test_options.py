@@ -97,11 +97,14 @@ def test_defaults_follow_the_machine() -> None:
         (["--strategy=single", "--gpus=2"], ["one model copy", "--strategy ddp"]),
         (["--precision=tf32"], ["CUDA tensor cores", "bf16"]),
         (["--strategy=zero3", "--precision=fp16"], ["no fp16 on CPU", "fsdp2"]),
-        (["--strategy=zero1", "--overlap"], ["CUDA streams", "leave out --overlap"]),
+        (["--strategy=zero1", "--overlap"], ["CUDA streams", "--overlap true"]),
         (["--strategy=fsdp2", "--bucket-mb=5", "--overlap=false"], ["--bucket-mb: fsdp2", "--overlap: fsdp2"]),
         (["--strategy=zero2", "--engine=accelerate"], ["--engine accelerate", "native only"]),
-        (["--strategy=zero2", "--grad-accumulation=2", "--accumulation-sync=last"], ["only each", "ddp or fsdp2"]),
-        (["--strategy=zero1", "--grad-accumulation=2", "--accumulation-sync=each"], ["only last", "zero2 or zero3"]),
+        (["--strategy=zero2", "--grad-accumulation=2", "--accumulation-sync=last"], ["at 'each' only", "ddp or fsdp2"]),
+        (
+            ["--strategy=zero1", "--grad-accumulation=2", "--accumulation-sync=each"],
+            ["at 'last' only", "zero2 or zero3"],
+        ),
         (["--strategy=zero1", "--precision=fp16", "--engine=accelerate"], ["no fp16", "native only"]),
     ],
 )

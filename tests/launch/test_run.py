@@ -104,6 +104,21 @@ def test_a_run_says_how_it_was_trained(tmp_path: Path) -> None:
     assert run_json["law"]["accumulating_gradient_bytes"] > 0
 
 
+def test_ranks_that_build_different_weights_are_refused(tmp_path: Path) -> None:
+    """DDP would train rank 0's, FSDP2 a patchwork: neither runs."""
+    extra = """
+        import os
+        build = build_model
+        def build_model():
+            model = build()
+            nn.init.constant_(model.layer.weight, float(os.environ.get("RANK", 0)))
+            return model
+    """
+    path = model_file(tmp_path, extra=extra)
+    code, _, errors = scalelab("run", f"--model={path}", "--strategy=fsdp2", "--gpus=2", f"--out={tmp_path}", *QUICK)
+    assert (code, "different weights on different ranks" in errors) == (2, True), errors
+
+
 def test_skipped_updates_are_counted(tmp_path: Path) -> None:
     """fp16's first scale is too large for this model: its first updates are skipped, and the summary says how many."""
     path = model_file(tmp_path, "return (self.layer(batch['x']) * 30).square().mean()")
@@ -167,6 +182,9 @@ def test_a_model_that_misbehaves_is_named(
     for part in parts:
         assert part in errors
     assert "Traceback" not in errors or "internal" not in errors
+    if not (tmp_path / "latest").exists():  # refused, nothing was started
+        assert code == 2
+        return
     status = json.loads((tmp_path / "latest" / "status.json").read_text())
     assert status["exit_code"] == code
     assert status["culprit"] is None or status["culprit"]["rank"] == 0

@@ -37,7 +37,7 @@ def test_the_line_goes_from_starting_ranks_to_steps() -> None:
     line.message({"rank": 0, "state": "training"})
     assert line.line().startswith("starting ranks 1/2")
     line.message({"rank": 1, "state": "training"})
-    assert line.line().startswith("training")
+    assert line.line().startswith("first step")
     line.message({"rank": 0, "step": 1, "role": "warmup", "seconds": 0.5, "loss": 2.0, "memory_bytes": 2**30})
     text = line.line()
     for part in ("warm-up step 2/10", "0.500 s/step", "16.0 samples/s", "loss 2.000", "1.00 GiB", "ETA 4 s"):
