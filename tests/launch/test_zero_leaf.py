@@ -24,6 +24,11 @@ class Block(nn.Module):
         return self.finish(self.layer(x if isinstance(x, torch.Tensor) and x.is_floating_point() else torch.ones(3)))
 
 
+def run(block: Block, argument: Any, times: int) -> None:
+    for _ in range(times):
+        block(argument)
+
+
 def leaf(block: Block) -> tuple[Block, set[nn.Module]]:
     has_run: set[nn.Module] = set()
     keep_leaf_rules(block, has_run)
@@ -74,5 +79,4 @@ def test_what_deepspeed_would_get_wrong_is_refused(block: Block, argument: Any, 
     """Each with the block's class and the way out."""
     leaf(block)
     with pytest.raises(ModelError, match=f"Block.*{part}|{part}.*fsdp2"):
-        for _ in range(times):
-            block(argument)
+        run(block, argument, times)
