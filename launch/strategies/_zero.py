@@ -63,25 +63,34 @@ class Zero(Strategy):
         return SlicedStates(model, setting, self.zero_config(shape_of(model, blocks), setting))
 
 
+class SlicedZero(Zero):
+    """Stages 1 and 2, which differ in when gradients are reduced: at the last micro-batch, or at each."""
+
+    def law(self, model: ModelShape, setting: Setting) -> Law:
+        return sliced_law(
+            model,
+            setting,
+            source="Rajbhandari et al. 2020, section 5; deepspeed 0.19 runtime/zero/stage_1_and_2.py",
+        )
+
+    def zero_config(self, model: ModelShape, setting: Setting) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "overlap_comm": bool(setting.overlap),
+            "round_robin_gradients": False,
+            "reduce_bucket_size": bucket_elements(setting),
+            "allgather_bucket_size": bucket_elements(setting),
+            # With both False stages 1 and 2 skip the gradient reduction on CPU (DeepSpeed issue 8381).
+            "reduce_scatter": True,
+            "contiguous_gradients": True,
+        }
+
+
 def bucket_elements(setting: Setting) -> int:
     """`--bucket-mb` in elements, as DeepSpeed counts, down to a multiple of its alignment."""
     assert setting.bucket_mb is not None
     elements = int(setting.bucket_mb * MEBIBYTE / Bytes.of(setting).reduce)
     return max(1, elements // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
-
-
-def sliced_config(stage: int, setting: Setting) -> dict[str, Any]:
-    """Stages 1 and 2."""
-    return {
-        "stage": stage,
-        "overlap_comm": bool(setting.overlap),
-        "round_robin_gradients": False,
-        "reduce_bucket_size": bucket_elements(setting),
-        "allgather_bucket_size": bucket_elements(setting),
-        # With both False stages 1 and 2 skip the gradient reduction on CPU (DeepSpeed issue 8381).
-        "reduce_scatter": True,
-        "contiguous_gradients": True,
-    }
 
 
 def sliced_law(model: ModelShape, setting: Setting, *, source: str) -> Law:
