@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from scalelab.launch import strategies
+from scalelab.launch.precision import PRECISIONS
 from scalelab.profiles.capture.timeline import CudaTimeline
 
 from tests.launch.test_run import scalelab
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("name", strategies.names())
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_every_strategy_trains_on_cuda(tmp_path: Path, name: str, precision: str) -> None:
     """One card is enough: losses fall, host-to-device copies are a phase, the allocator's peak is known."""
     code, summary, errors = scalelab(
