@@ -113,7 +113,7 @@ def gathered_ahead(rank: Rank, setting: Setting, width: int) -> dict[str, Any]:
     """A step of ZeRO-3 that gathers ahead as on CUDA."""
     from scalelab.launch.strategies import zero3
 
-    ahead = zero3.prefetch_elements(shape_of(*micro(width)), replace(setting, device="cuda"))
+    ahead = zero3.prefetch_elements(shape_of(*micro(width)), replace(setting, device="cuda", overlap=True))
     zero3.prefetch_elements = lambda model, setting: ahead
     run, batches = sharded("zero3", setting, width), iter(micro_batches(rank.rank, setting))
     return [one_step(run, batches) for _ in range(4)][-1]["sent"]
@@ -123,7 +123,7 @@ def test_gathering_ahead_stays_within_the_law() -> None:
     """What ZeRO-3 gathers on CUDA is at most what its law for CUDA says, and more than one gather."""
     setting = replace(BASE, world_size=2, bucket_mb=25.0, overlap=False, accumulation_sync="each")
     shape = shape_of(*micro(WIDTHS[1]))
-    law = strategies.load("zero3").law(shape, replace(setting, device="cuda"))
+    law = strategies.load("zero3").law(shape, replace(setting, device="cuda", overlap=True))
     (bound,) = [collective.payload_bytes_per_step for collective in law.collectives if collective.upper_bound]
     for sent in run_ranks(gathered_ahead, 2, setting, WIDTHS[1]):
         gathered = sent["forward"].get("all_gather", 0) + sent["backward"].get("all_gather", 0)
