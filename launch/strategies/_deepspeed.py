@@ -6,6 +6,7 @@ In particular it clips gradients to norm 1.0 unless told otherwise.
 
 from __future__ import annotations
 
+import abc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -117,9 +118,9 @@ class DeepSpeedSharded(Sharded):
         for state in self._zero.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
+    @abc.abstractmethod
     def _fp32_copies(self) -> Iterator[torch.Tensor]:
         """The copies of this rank's parameters that the optimizer updates."""
-        raise NotImplementedError
 
     def close(self) -> None:
         self._engine.destroy()
