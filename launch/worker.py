@@ -1,6 +1,6 @@
 """One rank of a run, from its environment variables to its last record.
 
-Started by torchrun as `python -m scalelab.launch.worker RUN_FOLDER`, or forked by `forker.py`.
+Started by torchrun as `python -m scalelab.launch.worker RUN_FOLDER`, or forked by `supervision/forker.py`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .config import RunConfig
 from .errors import Exit, NumericError, ScalelabError, exit_code_of
 from .feed import open_feed, to_device
 from .loop import train
-from .messages import Sender
-from .parent import die_with_parent
 from .ranks import Rank, process_group
 from .schedule import schedule
 from .setting import Setting
+from .supervision.messages import Sender
+from .supervision.parent import die_with_parent
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:

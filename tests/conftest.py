@@ -21,6 +21,8 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped by name where there is none")
+    config.addinivalue_line("markers", "fault(*rows): shows that these rows of the fault matrix (docs/faults.md) hold")
+    config.addinivalue_line("markers", "slow: too long for `make test`; `make faults` runs it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -77,7 +77,7 @@ def test_analysis_does_not_reach_capture() -> None:
         "scalelab.launch.cli",
         "scalelab.launch.commands.run",
         "scalelab.launch.plan",
-        "scalelab.launch.supervisor",
+        "scalelab.launch.supervision.supervisor",
         "scalelab.profiles.analysis.summary",
         "scalelab.reports.table",
         "scalelab.reports.live",

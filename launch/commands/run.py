@@ -53,7 +53,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     from ...reports.live import LiveLine
     from ...reports.table import run_table
     from ..dataset import prepare
-    from ..supervisor import supervise
+    from ..supervision.supervisor import supervise
 
     for note in plan.notes:
         _say(f"note: {note}")
@@ -91,7 +91,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
 
 def _explain(folder: RunFolder, status: dict[str, Any]) -> None:
     """Say on stderr what ended the run: the user's own traceback first, then one line of cause and one of remedy."""
-    from ..supervisor import user_traceback
+    from ..supervision.supervisor import user_traceback
 
     trace = user_traceback(folder, status, OURS)
     if trace is not None:

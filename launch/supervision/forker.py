@@ -1,6 +1,7 @@
 """Starts CPU ranks by forking one process that has imported everything: eight ranks start as fast as one.
 
-`python -m scalelab.launch.forker RUN_FOLDER`. torchrun would import torch once in its agent and once in each rank,
+`python -m scalelab.launch.supervision.forker RUN_FOLDER`. torchrun would import torch once in its agent and once in each
+rank,
 which on a few cores is most of a short run. Each rank sees the environment variables that torchrun sets.
 """
 
@@ -12,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from ..profiles.runfolder import RunFolder
-from .config import RunConfig
-from .errors import Exit
+from ...profiles.runfolder import RunFolder
+from ..config import RunConfig
+from ..errors import Exit
+from ..ranks import LISTENER_VARIABLE, Rank, listen_on_free_port
+from ..setting import Setting
 from .messages import Sender
 from .parent import die_with_parent
-from .ranks import LISTENER_VARIABLE, Rank, listen_on_free_port
-from .setting import Setting
 
 # How long the other ranks may take to end by themselves after one has failed.
 GRACE_SECONDS = 2.0
@@ -33,7 +34,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(run_json["threads_per_rank"])
     send = Sender(rank=-1)
     send(state="importing")
-    from . import strategies, worker
+    from .. import strategies, worker
 
     strategies.load(config.strategy).preload(setting)
     listener = listen_on_free_port()

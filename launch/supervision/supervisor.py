@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..profiles.runfolder import RunFolder
-from .errors import Exit
+from ...profiles.runfolder import RunFolder
+from ..errors import Exit
+from ..plan import Plan
 from .messages import SOCKET_VARIABLE, Inbox, open_inbox
-from .plan import Plan
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 3.0
@@ -62,10 +62,10 @@ def supervise(folder: RunFolder, plan: Plan, display: Display) -> dict[str, Any]
 def _start(folder: RunFolder, plan: Plan, inbox: Inbox) -> subprocess.Popen[bytes]:
     environment = {**os.environ, SOCKET_VARIABLE: str(inbox.path), "PYTHONUNBUFFERED": "1"}
     if plan.config.launcher == "fork":
-        command = [sys.executable, "-m", "scalelab.launch.forker", str(folder.path)]
+        command = [sys.executable, "-m", "scalelab.launch.supervision.forker", str(folder.path)]
     else:
         environment["OMP_NUM_THREADS"] = str(plan.threads_per_rank)
-        torchrun = [sys.executable, "-m", "scalelab.launch.parent", "--standalone"]
+        torchrun = [sys.executable, "-m", "scalelab.launch.supervision.parent", "--standalone"]
         command = [
             *torchrun,
             f"--nproc-per-node={plan.world_size}",

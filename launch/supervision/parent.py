@@ -1,6 +1,6 @@
 """No process outlives the one that started it. As a program: torchrun, with that promise.
 
-`python -m scalelab.launch.parent TORCHRUN_ARGUMENTS`
+`python -m scalelab.launch.supervision.parent TORCHRUN_ARGUMENTS`
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from .errors import Exit
+from ..errors import Exit
 
 PR_SET_PDEATHSIG = 1
 
