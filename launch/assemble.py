@@ -13,6 +13,7 @@ import torch
 
 from ..models.contract import ModelSource
 from ..models.driving import DrivingModel
+from ..profiles.capture.probe import Probe, WindowProbe
 from ..profiles.records import StartRecord
 from ..profiles.runfolder import RunFolder
 from . import checkpoint
@@ -56,7 +57,27 @@ def prepare_determinism(config: RunConfig) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def events_of(job: Job) -> list[Event]:
+class Saver:
+    """Writes checkpoints of a job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._saved: int | None = None
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """Write the state after step `step`, on all ranks together."""
+        job = self._job
+        self._saved = step
+        return checkpoint.save(job.run, job.folder, step=step + 1, strategy=job.config.strategy)
+
+    def before_leaving(self, probe: Probe | WindowProbe, step: int) -> None:
+        """Write the state after `step`, unless that was done."""
+        if self._saved != step:
+            with probe.event("checkpoint", step) as values:
+                values.update(self(step))
+
+
+def events_of(job: Job, saver: Saver) -> list[Event]:
     """What happens between steps: evaluation, then checkpoints."""
     config = job.config
     final = config.warmup + (config.steps or 0) - 1
@@ -76,11 +97,7 @@ def events_of(job: Job) -> list[Event]:
 
         events.append(("evaluation", every(config.eval_every), evaluated))
     if config.save_every:
-
-        def save(step: Step) -> dict[str, Any]:
-            return checkpoint.save(job.run, job.folder, step=step.index + 1, strategy=config.strategy)
-
-        events.append(("checkpoint", every(config.save_every), save))
+        events.append(("checkpoint", every(config.save_every), lambda step: saver(step.index)))
     return events
 
 

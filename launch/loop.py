@@ -21,8 +21,12 @@ def train(
     probe: Probe | WindowProbe,
     to_device: Callable[[Any], Any],
     events: Iterable[Event] = (),
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train `run` for `steps`, drawing `run.setting.accumulation` micro-batches from `batches` for each."""
+    """Train `run` for `steps`, drawing `run.setting.accumulation` micro-batches from `batches` for each.
+
+    Ends early, after a step and its events, when `stop` says so (on all ranks alike).
+    """
     accumulation = run.setting.accumulation
     for step in steps:
         for group in run.param_groups:
@@ -48,3 +52,5 @@ def train(
             if due(step):
                 with probe.event(kind, step.index) as values:
                     values.update(act(step))
+        if stop():
+            return

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 TIMEOUT_SECONDS = 600
+RECORDED_COLLECTIVES = 200
+# How gloo, NCCL and the store word the loss of a peer, where the exception is a plain RuntimeError.
+_PEER_LOST = re.compile(
+    r"gloo[/:]|NCCL (error|communicator)|ncclRemoteError|Connection (closed|reset) by peer"
+    r"|(TCPStore|Socket).*(fail|timed? ?out)",
+    re.IGNORECASE | re.DOTALL,
+)
 LISTENER_VARIABLE = "SCALELAB_STORE_FD"
 
 
@@ -65,6 +73,8 @@ def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
     elif sys.platform == "linux" and rank.world_size == rank.local_world_size:
         # All ranks on this host: the loopback always answers, the host's own name need not.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Lists the last collectives, for the day on which ranks hang.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED_COLLECTIVES))
     timeout = datetime.timedelta(seconds=TIMEOUT_SECONDS)
     store = None
     if LISTENER_VARIABLE in os.environ:
@@ -86,10 +96,24 @@ def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
         timeout=timeout,
         device_id=here if device == "cuda" else None,
     )
-    try:
-        yield here
-    finally:
-        distributed.destroy_process_group()
+    yield here
+    # After an error this is not reached: taking the group apart would wait for peers that are gone.
+    distributed.destroy_process_group()
+
+
+def control_group() -> Callable[[list[int]], list[int]]:
+    """The largest of each number over all ranks, through a gloo group of its own: apart from what is measured."""
+    import torch
+    from torch import distributed
+
+    group = distributed.new_group(backend="gloo")
+
+    def combine(numbers: list[int]) -> list[int]:
+        tensor = torch.tensor(numbers)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX, group=group)
+        return tensor.tolist()
+
+    return combine
 
 
 def listen_on_free_port() -> socket.socket:
@@ -99,3 +123,17 @@ def listen_on_free_port() -> socket.socket:
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
     return listener
+
+
+def is_communication_error(error: BaseException) -> bool:
+    """Whether `error`, or what it was raised in handling of, is a collective's failure: mostly another rank's doing."""
+    from torch import distributed
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, distributed.DistError):
+            return True
+        if isinstance(seen, RuntimeError) and not isinstance(seen, ValueError) and _PEER_LOST.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -6,8 +6,11 @@ Started by torchrun as `python -m scalelab.launch.worker RUN_FOLDER`, or forked 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
+import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -23,130 +26,147 @@ from ..profiles.capture.timeline import timeline_for
 from ..profiles.records import StepRecord
 from ..profiles.runfolder import RunFolder, appending
 from . import strategies
-from .assemble import Job, events_of, prepare_determinism, start_record
+from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig
-from .errors import Exit, NumericError, ScalelabError, exit_code_of
+from .errors import Exit, NumericError, exit_code_of
 from .feed import open_feed, to_device
 from .loop import train
-from .ranks import Rank, process_group
+from .ranks import Rank, control_group, is_communication_error, process_group
 from .schedule import schedule
 from .setting import Setting
-from .supervision.messages import Sender
+from .stopping import Stopping
+from .supervision import collectives
+from .supervision.aftermath import STACK_SIGNAL
 from .supervision.parent import die_with_parent
+from .supervision.pulse import Pulse
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
     """Train as `folder` describes. What goes wrong is written to the folder and returned as an exit code."""
-    send = Sender(rank.rank)
-    progress = _Progress(send, rank)
-    try:
-        _train(folder, rank, progress)
-    except BaseException as error:
-        code = _exit_code(error)
-        where = progress.where
-        failure = {
-            "rank": rank.rank,
-            "exit_code": int(code),
-            "type": type(error).__name__,
-            "message": str(error),
-            "hint": error.hint if isinstance(error, ScalelabError) else "",
-            "phase": where[1],
-            "step": where[0],
-            "traceback": traceback.format_exc(),
-        }
-        folder.write(f"errors/r{rank.rank:03d}.json", failure)
-        traceback.print_exc()
-        send(state="failed", exit_code=int(code))
-        return code
-    send(state="finished")
-    return Exit.OK
+    pulse = Pulse(folder.path, rank.rank)
+    with open(folder.path / "live" / f"r{rank.rank:03d}.stack", "w") as stacks:
+        faulthandler.enable()
+        faulthandler.register(STACK_SIGNAL, file=stacks, all_threads=True)
+        pulse.start_beating(lambda: collectives.dump(collectives.dump_file(folder.path, rank.rank)))
+        try:
+            state, code = _train(folder, rank, pulse)
+        except BaseException as error:
+            state, code = "failed", _report(folder, rank, pulse, error)
+    pulse.end(state, code)
+    return Exit.OK if state == "stopped" else code
 
 
-class _Progress:
-    """Tells the supervisor how far this rank is, and stops the run at a loss that is not finite."""
-
-    def __init__(self, send: Sender, rank: Rank) -> None:
-        self._send = send
-        self._rank = rank
-        self.probe: Probe | WindowProbe | None = None
-        self._state = "starting"
-
-    @property
-    def where(self) -> tuple[int | None, str | None]:
-        step, phase = self.probe.where if self.probe is not None else (None, None)
-        return step, phase or self._state
-
-    def enter(self, state: str) -> None:
-        self._state = state
-        self._send(state=state)
-
-    def after_step(self, record: StepRecord) -> None:
-        if None in record.losses:
-            raise NumericError(
-                f"rank {self._rank.rank}: the loss of step {record.step} is not finite",
-                hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
-            )
-        if self._rank.rank == 0:
-            allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
-            losses = [loss for loss in record.losses if loss is not None]
-            self._send(
-                step=record.step,
-                role=record.role,
-                seconds=record.seconds,
-                loss=sum(losses) / len(losses),
-                memory_bytes=allocated or peaks(torch.device("cpu")).rss_peak_bytes,
-            )
+def _report(folder: RunFolder, rank: Rank, pulse: Pulse, error: BaseException) -> Exit:
+    """Write down what ended this rank, in which phase of which step, and when."""
+    at = time.monotonic()
+    code = _exit_code(error)
+    communication, message = is_communication_error(error), str(error)
+    if communication:
+        # Should every rank only have met an error of its peers: which of them was somewhere else?
+        own = collectives.dump_file(folder.path, rank.rank)
+        collectives.dump(own)
+        message += collectives.last_of(collectives.read(folder.path, [rank.rank]).get(rank.rank, ()))
+    failure = {
+        "rank": rank.rank,
+        "host": socket.gethostname(),
+        "at": at,
+        "exit_code": int(code),
+        "type": type(error).__name__,
+        "message": message,
+        "hint": getattr(error, "hint", ""),
+        "phase": pulse.phase,
+        "step": pulse.step,
+        "communication": communication,
+        "traceback": traceback.format_exc(),
+    }
+    folder.write(f"errors/r{rank.rank:03d}.json", failure)
+    traceback.print_exc()
+    return code
 
 
-def _train(folder: RunFolder, rank: Rank, progress: _Progress) -> None:
+def _after_step(rank: Rank, pulse: Pulse, record: StepRecord) -> None:
+    """Stop at a loss that is not finite; tell the display how far rank 0 is."""
+    if None in record.losses:
+        raise NumericError(
+            f"rank {rank.rank}: the loss of step {record.step} is not finite",
+            hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
+        )
+    if rank.rank == 0:
+        allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+        losses = [loss for loss in record.losses if loss is not None]
+        pulse.news(
+            step=record.step,
+            role=record.role,
+            seconds=record.seconds,
+            loss=sum(losses) / len(losses),
+            memory_bytes=allocated or peaks(torch.device("cpu")).rss_peak_bytes,
+        )
+
+
+def _train(folder: RunFolder, rank: Rank, pulse: Pulse) -> tuple[str, Exit]:
+    """The rank's state at its end, and the exit code that the run should have."""
     run_json = folder.read("run.json")
     config = RunConfig(**run_json["config"])
     setting = Setting(**run_json["setting"])
     torch.set_num_threads(run_json["threads_per_rank"])
     prepare_determinism(config)
-    progress.enter("joining")
+    pulse.at(None, "joining")
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(process_group(rank, setting.device))
+        stopping = Stopping(control_group() if rank.world_size > 1 else None)
+        stopping.listen()
         write = stack.enter_context(appending(folder.rank_file(rank.rank)))
         write(start_record(rank, device, torch.get_num_threads()))
-        progress.enter("building")
-        source = load_model(str(config.model), config.model_option)
-        model, blocks = build(source, setting, config.seed)
-        strategy, shape = strategies.load(config.strategy), shape_of(model, blocks)
-        if reason := strategy.unsupported_model(shape):
-            raise ModelError(f"--strategy {config.strategy}, model {source.name}: {reason}")
-        _refuse_unlike(source, fingerprint(model))
-        if rank.rank == 0:
-            facts = _facts(source, model, blocks)
-            folder.write("run.json", {**run_json, "model": facts, "law": strategy.law(shape, setting)})
-        run = strategy.shard(model.to(device), setting, blocks)
-        job = Job(config=config, setting=setting, source=source, run=run, device=device, rank=rank, folder=folder)
-        feed = stack.enter_context(open_feed(config, source, rank, job.image_size))
+        pulse.at(None, "building")
+        job = _job(folder, rank, config, setting, device, run_json)
+        feed = stack.enter_context(open_feed(config, job.source, rank, job.image_size))
         timeline = timeline_for(device)
         if config.probe == "on":
             total = config.warmup + (config.steps or 0)
             probe = Probe(
                 write,
                 timeline,
-                watch=progress.after_step,
+                watch=lambda record: _after_step(rank, pulse, record),
                 record_grad_norm=config.record_grad_norm,
                 memory_step=min(max(1, config.warmup - 1), total - 1) or None,
+                at=pulse.at,
             )
         else:
-            probe = WindowProbe(write, timeline)
-        progress.probe = probe
-        progress.enter("training")
-        global_batch = setting.micro_batch * setting.accumulation * setting.world_size
+            probe = WindowProbe(write, timeline, at=pulse.at)
+        saver = Saver(job)
         steps = schedule(
             config,
             steps=config.steps or 0,
             samples=setting.micro_batch * setting.accumulation,
-            global_batch=global_batch,
+            global_batch=setting.micro_batch * setting.accumulation * setting.world_size,
         )
-        train(run, feed, steps, probe, lambda batch: to_device(batch, device), events_of(job))
+        events = events_of(job, saver)
+        train(job.run, feed, steps, probe, lambda batch: to_device(batch, device), events, stopping.after_step)
+        if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
+            saver.before_leaving(probe, pulse.step or 0)
         probe.close()
         write(peaks(device))
+    if stopping.agreed:
+        return "stopped", stopping.agreed
+    return "finished", Exit.OK
+
+
+def _job(
+    folder: RunFolder, rank: Rank, config: RunConfig, setting: Setting, device: torch.device, run_json: dict[str, Any]
+) -> Job:
+    """The model under its strategy. Rank 0 adds what is known of it to run.json."""
+    source = load_model(str(config.model), config.model_option)
+    model, blocks = build(source, setting, config.seed)
+    strategy, shape = strategies.load(config.strategy), shape_of(model, blocks)
+    if reason := strategy.unsupported_model(shape):
+        raise ModelError(f"--strategy {config.strategy}, model {source.name}: {reason}")
+    _refuse_unlike(source, fingerprint(model))
+    if rank.rank == 0:
+        facts = _facts(source, model, blocks)
+        folder.write("run.json", {**run_json, "model": facts, "law": strategy.law(shape, setting)})
+    run = strategy.shard(model.to(device), setting, blocks)
+    return Job(config=config, setting=setting, source=source, run=run, device=device, rank=rank, folder=folder)
 
 
 def _refuse_unlike(source: ModelSource, fingerprint: int) -> None:

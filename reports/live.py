@@ -17,7 +17,7 @@ SMOOTHING = 0.2
 
 
 class LiveLine:
-    """Shows how far ranks are (see `launch.supervision.pulse`). A context manager; off a terminal its lines are plain."""
+    """Shows how far ranks are (`launch.supervision.pulse`). A context manager; off a terminal its lines are plain."""
 
     def __init__(
         self,

@@ -76,6 +76,9 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         lines.append(
             f"{summary['steps']['skipped']} updates skipped: a gradient overflowed and the loss scale was halved"
         )
+    if (data := summary.get("data")) and data["skipped_samples"]:
+        first = data["skipped"][0]["message"]
+        lines.append(f"{data['skipped_samples']} damaged samples left out ({data['policy']}), the first: {first}")
     losses = [loss for loss in summary["loss"] or [] if loss is not None]
     if losses:
         lines.append(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} over {len(losses)} steps, mean over ranks")

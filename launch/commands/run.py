@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from ...profiles.runfolder import RunFolder
 from .. import devices, environment, strategies
 from ..config import RunConfig, build, is_user_model, name_of, parse_target
 from ..errors import Exit, PreflightError
+from ..explain import explanation
 from ..options import Options
 from ..plan import Plan, resolve
 from ..precision import PRECISIONS
@@ -29,7 +31,6 @@ FLAGS = {
     "dry-run": "print the resolved config and the model state per rank, start nothing",
     "json": "print the result as JSON on stdout; everything else goes to stderr",
 }
-OURS = Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,7 +66,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
         plan = replace(plan, config=plan.config.model_copy(update={"data": str(dataset.folder)}))
     folder = _create_folder(plan)
     _say(f"run folder: {folder.path}")
-    folder.write("run.json", _run_json(plan, dataset, folder, argv))
+    folder.write("run.json", run_json_of(plan, dataset, folder, argv))
     config = plan.config
     with LiveLine(
         sys.stderr,
@@ -82,29 +83,12 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     elif summary["steps"]["measured"]:
         Console(highlight=False).print(run_table(summary, folder.read("run.json").get("law")))
     if status["exit_code"] != Exit.OK:
-        _explain(folder, status)
+        for line in explanation(folder, status):
+            _say(line)
         return status["exit_code"]
     if not as_json:
         print(f"run folder: {folder.path}")
     return Exit.OK
-
-
-def _explain(folder: RunFolder, status: dict[str, Any]) -> None:
-    """Say on stderr what ended the run: the user's own traceback first, then one line of cause and one of remedy."""
-    from ..supervision.supervisor import user_traceback
-
-    trace = user_traceback(folder, status, OURS)
-    if trace is not None:
-        _say(f"{trace}\n")
-    culprit = status["culprit"]
-    where = ""
-    if culprit is not None:
-        step = "" if culprit["step"] is None else f" of step {culprit['step']}"
-        where = f"rank {culprit['rank']}, {culprit['phase'] or 'unknown phase'}{step}: "
-    _say(f"error: {where}{status['cause']}")
-    if status["hint"]:
-        _say(f"hint: {status['hint']}")
-    _say(f"run folder: {folder.path} (status.json has the details)")
 
 
 def _create_folder(plan: Plan) -> RunFolder:
@@ -118,7 +102,7 @@ def _create_folder(plan: Plan) -> RunFolder:
         ) from error
 
 
-def _run_json(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequence[str]) -> dict[str, Any]:
+def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequence[str]) -> dict[str, Any]:
     target = parse_target(plan.config.target) if plan.config.target else None
     data = None
     if dataset is not None:
@@ -203,5 +187,6 @@ def _refuse_model(plan: Plan) -> None:
 
 
 def _say(text: str) -> None:
-    """Print to stderr, where it does not mix with results."""
-    print(plain(text), file=sys.stderr, flush=True)
+    """Print to stderr, where it does not mix with results. Nobody there to read it is no reason to stop."""
+    with contextlib.suppress(BrokenPipeError):
+        print(plain(text), file=sys.stderr, flush=True)

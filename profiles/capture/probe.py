@@ -78,6 +78,7 @@ class Probe:
 
     `write` takes each record when it is complete; `watch` sees each step's record right after and may raise.
     `memory_step` is the step at which model state is counted: one after the first, so that the optimizer has its own.
+    `at` hears of every phase and event as it begins.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Probe:
         *,
         record_grad_norm: bool = False,
         memory_step: int | None = None,
+        at: Callable[[int | None, str | None], None] = lambda step, phase: None,
     ) -> None:
         self._write = write
+        self._at = at
         self._timeline = timeline
         self._watch = watch
         self._host_clock = host_clock
@@ -100,14 +103,12 @@ class Probe:
         self._current: _Pending | None = None
         self._boundary: Any = None
         self._elapsed_seconds = 0.0
-        self.where: tuple[int | None, str | None] = (None, None)
 
     @contextlib.contextmanager
     def step(self, step: ScheduledStep) -> Iterator[None]:
         """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
         begin = self._timeline.mark() if self._boundary is None else self._boundary
         self._current = pending = _Pending(step, begin)
-        self.where = (step.index, None)
         yield
         pending.scalars = _to_host(pending)
         pending.end = self._boundary = self._timeline.mark()
@@ -119,14 +120,13 @@ class Probe:
     def phase(self, name: str) -> Iterator[None]:
         """Around one part of a step. Parts do not nest."""
         assert self._current is not None
-        self.where = (self._current.step.index, name)
+        self._at(self._current.step.index, name)
         host_begin = self._host_clock()
         begin = self._timeline.mark()
         yield
         self._current.phases.append((name, begin, self._timeline.mark()))
         if name == "data":
             self._current.host_data_seconds += self._host_clock() - host_begin
-        self.where = (self._current.step.index, None)
 
     def loss(self, loss: torch.Tensor) -> None:
         """One micro-batch's loss on this rank; read later."""
@@ -156,7 +156,7 @@ class Probe:
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
         """Around something between steps, after `step`. What is put into the yielded dict goes into the record."""
         begin = self._timeline.mark() if self._boundary is None else self._boundary
-        self.where = (step, kind)
+        self._at(step, kind)
         values: dict[str, Any] = {}
         yield values
         end = self._timeline.mark()
@@ -216,18 +216,24 @@ class Probe:
 class WindowProbe:
     """The probe when it is off: two marks in a whole run."""
 
-    def __init__(self, write: Callable[[Record], None], timeline: Timeline) -> None:
+    def __init__(
+        self,
+        write: Callable[[Record], None],
+        timeline: Timeline,
+        at: Callable[[int | None, str | None], None] = lambda step, phase: None,
+    ) -> None:
         self._write = write
+        self._at = at
         self._timeline = timeline
         self._begin: Any = None
         self._end: Any = None
         self._steps = 0
         self._samples = 0
         self._null: AbstractContextManager[None] = contextlib.nullcontext()
-        self.where: tuple[int | None, str | None] = (None, None)
 
     @contextlib.contextmanager
     def step(self, step: ScheduledStep) -> Iterator[None]:
+        self._at(step.index, "step")
         if step.role == "measured" and self._begin is None:
             self._begin = self._timeline.mark()
         yield

@@ -12,8 +12,8 @@ from typing import Any
 
 from scalelab.launch.ranks import LISTENER_VARIABLE, Rank, listen_on_free_port, process_group
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.support.preloaded"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.support.preloaded"])
 TIMEOUT_SECONDS = 120
 
 
@@ -28,8 +28,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
     processes, ends = [], []
     for index in range(world_size):
         rank = Rank(rank=index, local_rank=index, world_size=world_size, local_world_size=world_size)
-        ours, theirs = _context.Pipe(duplex=False)
-        process = _context.Process(target=_main, args=(rank, port, listener, theirs, function, args), daemon=True)
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(rank, port, listener, theirs, function, args), daemon=True)
         process.start()
         theirs.close()
         processes.append(process)

@@ -1,0 +1,135 @@
+"""After trouble: what the ranks can still tell, and the end of every process of the run. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from ...profiles.runfolder import RunFolder
+from . import collectives
+from .launchers import Launcher
+from .pulse import BEAT_SECONDS, FINAL, Sighting, dump_request, see
+from .verdict import Evidence, of_death, of_error, of_hang, of_mismatch
+
+# Peers of a rank that is gone meet it in their next collective: the time they get to write down what they met.
+PEERS_SECONDS = 2.0
+# Stacks are dumped at once, lists of collectives with the next beat.
+DUMP_SECONDS = 3 * BEAT_SECONDS
+# From the first SIGKILL to the launcher's own end.
+KILL_SECONDS = 3.0
+STACK_SIGNAL = signal.SIGUSR2
+POLL_SECONDS = 0.02
+# Of a rank's log that are searched for why it ended.
+LOG_BYTES = 1 << 16
+
+
+def ask_for_stacks(folder: RunFolder, ranks: Sequence[Sighting]) -> list[Sighting]:
+    """Have every rank write its stack and its list of collectives. Returns the ranks as they were before.
+
+    The stack is written in the signal's handler, which needs neither the interpreter nor a free main thread; a stopped
+    process runs on for that long.
+    """
+    dump_request(folder.path).touch()
+    before = [see(folder.path, seen.rank) for seen in ranks]
+    for seen in before:
+        if seen.pid is not None and not seen.gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(seen.pid, STACK_SIGNAL)
+                if seen.process == psutil.STATUS_STOPPED:
+                    os.kill(seen.pid, signal.SIGCONT)
+    deadline = time.monotonic() + DUMP_SECONDS
+    while time.monotonic() < deadline and len(collectives.read(folder.path, [s.rank for s in before])) < len(before):
+        time.sleep(POLL_SECONDS)
+    return before
+
+
+def collect(
+    folder: RunFolder,
+    ranks: Sequence[Sighting],
+    launcher: Launcher,
+    *,
+    hung: Sequence[Sighting],
+    silence: float,
+    memory: Callable[[], str | None],
+) -> tuple[list[Sighting], list[Evidence]]:
+    """The ranks as they are at the end, and what went wrong on each of them. Kills those that do not end by themselves.
+
+    `hung` are ranks as they hung, when that is the trouble; `memory` tells whether the kernel killed for memory.
+    """
+    host, now = socket.gethostname(), time.monotonic()
+    if hung:
+        odd = collectives.odd_one_out(collectives.read(folder.path, [seen.rank for seen in ranks]))
+        return list(ranks), [of_hang(hung, odd, host, now, silence)]
+    seen = _wait_for_peers(folder, ranks, launcher)
+    # Those that are gone now went by themselves; whoever goes later was killed by us.
+    lost = {item.rank for item in seen if item.gone and item.state not in FINAL}
+    end_all(launcher, seen)
+    evidence: list[Evidence] = []
+    for item in [see(folder.path, item.rank) for item in seen]:
+        error = folder.read(f"errors/{folder.error_file(item.rank).name}")
+        if error is not None:
+            evidence.append(of_error({"host": host, **error}))
+        elif item.rank in lost:
+            log = folder.log_file(item.rank)
+            evidence.append(of_death(item, host, now, memory=memory(), log=log, printed=_end_of(log)))
+    if evidence and all(item.consequence for item in evidence):
+        evidence.append(of_mismatch(evidence, collectives.read(folder.path, [item.rank for item in seen])))
+    return seen, evidence
+
+
+def _end_of(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _wait_for_peers(folder: RunFolder, ranks: Sequence[Sighting], launcher: Launcher) -> list[Sighting]:
+    deadline = time.monotonic() + PEERS_SECONDS
+    while True:
+        seen = [see(folder.path, item.rank) for item in ranks]
+        done = all(item.gone or item.state in FINAL for item in seen)
+        if done or time.monotonic() > deadline:
+            return seen
+        launcher.poll()
+        time.sleep(POLL_SECONDS)
+
+
+def end_all(launcher: Launcher, ranks: Sequence[Sighting]) -> None:
+    """Leave no process of the run behind: ranks first, so that a launcher can say how they ended, then all the rest."""
+    family = _family(launcher, ranks)
+    for seen in ranks:
+        if seen.pid is not None and not seen.gone:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(seen.pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILL_SECONDS
+    while launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    # torchrun gives each rank a group of its own; under a forker there is no group of a rank's pid.
+    for group in {launcher.pid, *(seen.pid for seen in ranks if seen.pid is not None)}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    while launcher.poll() is None:
+        time.sleep(POLL_SECONDS)
+
+
+def _family(launcher: Launcher, ranks: Sequence[Sighting]) -> list[psutil.Process]:
+    """Every process that descends from the launcher or a rank."""
+    found: dict[int, psutil.Process] = {}
+    for pid in [launcher.pid, *(seen.pid for seen in ranks if seen.pid is not None and not seen.gone)]:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            found |= {child.pid: child for child in (process, *process.children(recursive=True))}
+    return list(found.values())

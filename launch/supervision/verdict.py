@@ -1,0 +1,180 @@
+"""Who ended a run: one culprit out of what every rank left behind. Pure; no torch.
+
+A rank's death makes the others' collectives fail: those failures are consequences. Of the rest the earliest is the
+cause, whatever the number of the rank.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import Exit
+from .collectives import Odd, last_of, odd_one_out
+from .pulse import Sighting
+
+# Signals that our own way of ending a run, or the launcher's, sends.
+OURS = (signal.SIGTERM, signal.SIGKILL)
+SAME_ORDER = "every rank must call the same collectives in the same order: look for a branch on the rank or its data"
+# gloo ends the process when a message is longer than what it was to receive.
+GLOO_MISMATCH = "gloo::EnforceNotMet"
+ORDER = ("data", "h2d", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One thing that went wrong on one rank (None: on no single one). `at` is on the host's monotonic clock."""
+
+    rank: int | None
+    host: str
+    at: float
+    phase: str | None
+    step: int | None
+    exit_code: int
+    cause: str
+    hint: str = ""
+    consequence: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def of_error(error: dict[str, Any]) -> Evidence:
+    """What a rank wrote of its own end (`errors/r000.json`)."""
+    known = error["exit_code"] != Exit.WORKER_DIED or error["type"] in ("LoaderDied",)
+    return Evidence(
+        rank=error["rank"],
+        host=error["host"],
+        at=error["at"],
+        phase=error["phase"],
+        step=error["step"],
+        exit_code=error["exit_code"],
+        cause=error["message"] if known else f"{error['type']}: {error['message']}",
+        hint=error["hint"],
+        consequence=error["communication"],
+    )
+
+
+def of_death(seen: Sighting, host: str, now: float, *, memory: str | None, log: Path, printed: str) -> Evidence:
+    """A rank that ended without a word. `memory` is the kernel's word on memory, if it had one; `printed` the end of
+    what the rank wrote to `log`."""
+    code, rank = seen.end_code, seen.rank
+    hint: str = f"what it printed is in {log}"
+    exit_code = Exit.WORKER_DIED
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        cause = f"ended by {name}"
+        if memory is not None and -code == signal.SIGKILL:
+            cause, exit_code = memory, Exit.OUT_OF_MEMORY
+            hint = "give the host or the container more memory, or lower --micro-batch, --workers or --prefetch"
+        elif -code == signal.SIGABRT and GLOO_MISMATCH in printed:
+            # Which of the ranks is where it should not be, nothing tells.
+            rank, exit_code = None, Exit.HANG
+            cause = f"the ranks are in different collectives: rank {seen.rank} was sent a message of another size"
+            hint = f"{SAME_ORDER}; the stack of rank {seen.rank} is at the end of {log}"
+        elif -code == signal.SIGBUS:
+            hint = f"a bus error is what a full /dev/shm ends with: make it larger, or use --workers 0; {hint}"
+    elif code:
+        cause = f"ended with exit code {code} and no error"
+    else:
+        cause = "left the run early, with exit code 0 and no error"
+        hint = f"something in the model's or a library's code called exit; {hint}"
+    return Evidence(
+        rank=rank, host=host, at=seen.ended_at or now, phase=seen.phase, step=seen.step, exit_code=exit_code,
+        cause=cause, hint=hint,
+    )  # fmt: skip
+
+
+def of_hang(stuck: Sequence[Sighting], odd: Odd | None, host: str, now: float, silence: float) -> Evidence:
+    """Whom the others wait for, among ranks none of which makes progress; no rank when nothing tells them apart.
+
+    `silence` is the time in seconds without a beat after which a process counts as not running.
+    """
+
+    def hung(seen: Sighting, cause: str, hint: str, *, culprit: bool = True) -> Evidence:
+        rank = seen.rank if culprit else None
+        return Evidence(
+            rank=rank, host=host, at=now, phase=seen.phase, step=seen.step, exit_code=Exit.HANG, cause=cause, hint=hint
+        )
+
+    stacks = "the stack of every rank is in errors/"
+    for seen in stuck:
+        if seen.process == "stopped":
+            return hung(seen, "was stopped (SIGSTOP) and makes no progress", f"kill -CONT {seen.pid} resumes a rank")
+    for seen in stuck:
+        if seen.beat_at is not None and now - seen.beat_at > silence:
+            cause = f"runs none of its threads for {now - seen.beat_at:.0f} s: native code holds the interpreter lock"
+            return hung(seen, cause, stacks)
+    waited = f"no progress for {min(now - (s.since or now) for s in stuck):.0f} s"
+    if odd is not None:
+        seen = next((s for s in stuck if s.rank == odd.rank), None)
+        if seen is not None:
+            return hung(seen, f"{waited}: {odd.text}", stacks)
+    places = {seen.rank: _place(seen) for seen in stuck}
+    behind = min(stuck, key=lambda seen: places[seen.rank])
+    if len(stuck) == 1 or len(set(places.values())) > 1:
+        others = "" if len(stuck) == 1 else ", the others wait for it"
+        return hung(behind, f"{waited}{others}", stacks)
+    return hung(behind, f"{waited} on any rank, all at the same place: the network?", stacks, culprit=False)
+
+
+def of_mismatch(errors: Sequence[Evidence], lists: Mapping[int, Sequence[Mapping[str, Any]]]) -> Evidence:
+    """What lies behind `errors` of communication alone: ranks in different collectives, else a broken connection."""
+    first = min(errors, key=lambda item: item.at)
+    odd = odd_one_out(lists)
+    if odd is None:
+        ranks = ", ".join(str(item.rank) for item in sorted(errors, key=lambda item: item.rank or 0))
+        where = last_of(lists.get(first.rank or 0, ()))
+        cause = f"the connection between ranks {ranks} broke{where}: {first.cause}"
+        return replace(
+            first, cause=cause, hint="is the network up between the hosts of these ranks?", consequence=False
+        )
+    theirs = next((item for item in errors if item.rank == odd.rank), first)
+    return replace(
+        theirs, rank=odd.rank, at=first.at, exit_code=Exit.HANG, cause=odd.text, hint=SAME_ORDER, consequence=False
+    )
+
+
+def _place(seen: Sighting) -> tuple[int, int]:
+    step = -1 if seen.step is None else seen.step
+    return step, ORDER.index(seen.phase) if seen.phase in ORDER else -1
+
+
+def decide(evidence: Sequence[Evidence]) -> dict[str, Any]:
+    """The final status of a failed run out of all `evidence`, of which there is some."""
+    causes = [item for item in evidence if not item.consequence] or list(evidence)
+    first = min(causes, key=lambda item: item.at)
+    rest = sorted(
+        (item for item in evidence if item is not first and item.rank != first.rank), key=lambda item: item.at
+    )
+    culprit = None
+    if first.rank is not None:
+        culprit = {"rank": first.rank, "host": first.host, "phase": first.phase, "step": first.step}
+    # Out of memory on several ranks at once, or the same bad number on all: named with the first, not as its effects.
+    alike = [item.rank for item in rest if item.exit_code == first.exit_code and not item.consequence]
+    also = f" (rank{'s' * (len(alike) > 1)} {', '.join(map(str, alike))} too)" if alike else ""
+    others = [{"rank": item.rank, "phase": item.phase, "step": item.step, "cause": item.cause} for item in rest]
+    return status("failed", first.exit_code, culprit=culprit, cause=first.cause + also, hint=first.hint, others=others)
+
+
+def status(
+    state: str,
+    exit_code: int | None,
+    *,
+    culprit: dict[str, Any] | None = None,
+    cause: str | None = None,
+    hint: str | None = None,
+    others: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The content of status.json. `consequences` lists what the other ranks met after the cause, in order of time."""
+    return {
+        "state": state,
+        "exit_code": None if exit_code is None else int(exit_code),
+        "culprit": culprit,
+        "cause": cause,
+        "hint": hint,
+        "consequences": list(others),
+    }

@@ -1,0 +1,65 @@
+"""When a run is in trouble: a pure look at all ranks of a host. No torch, no clock of its own.
+
+A rank is in trouble when it said so, or when its process is gone without having said that it is done. The ranks of a
+host hang when none of them makes progress for the time that their present phase allows; a process that runs none of its
+threads hangs whatever its phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .pulse import EVENTS, FINAL, Sighting
+
+# A training step may take three times its 99th percentile, and no less than this.
+STEP_FACTOR = 3.0
+FLOOR_SECONDS = 30.0
+# Start-up, the first steps (compilation), evaluations and checkpoints: no percentile says how long they should take.
+PATIENT_SECONDS = 600.0
+# Steps before their percentile says anything.
+KNOWN_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """`lost`: `ranks` failed or are gone. `hung`: `ranks` make no progress."""
+
+    kind: Literal["lost", "hung"]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """`hang_seconds`, when given, replaces every limit; 0 switches the watch for hangs off."""
+
+    hang_seconds: float | None = None
+
+    @property
+    def silence_seconds(self) -> float:
+        """Time without a beat after which a process counts as not running."""
+        return FLOOR_SECONDS if self.hang_seconds is None else self.hang_seconds
+
+    def look(self, ranks: Sequence[Sighting], now: float) -> Trouble | None:
+        """What is wrong with `ranks`, all those of one host, at the time `now` of its monotonic clock."""
+        lost = [seen.rank for seen in ranks if seen.state == "failed" or (seen.gone and seen.state not in FINAL)]
+        if lost:
+            return Trouble("lost", tuple(lost))
+        if self.hang_seconds == 0:
+            return None
+        busy = [seen for seen in ranks if seen.state not in FINAL]
+        frozen = [s.rank for s in busy if s.beat_at is not None and now - s.beat_at > self.silence_seconds]
+        if frozen:
+            return Trouble("hung", tuple(frozen))
+        if busy and all(s.since is not None and now - s.since > self.limit(s) for s in busy):
+            return Trouble("hung", tuple(s.rank for s in busy))
+        return None
+
+    def limit(self, seen: Sighting) -> float:
+        """Seconds without progress that `seen` may take where it is."""
+        if self.hang_seconds is not None:
+            return self.hang_seconds
+        if seen.step is None or seen.phase in EVENTS or seen.steps < KNOWN_STEPS or seen.p99_seconds is None:
+            return PATIENT_SECONDS
+        return max(STEP_FACTOR * seen.p99_seconds, FLOOR_SECONDS)
