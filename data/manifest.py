@@ -122,6 +122,21 @@ def open_folder(folder: Path | str) -> Manifest:
     return load_manifest(folder) if (Path(folder) / MANIFEST_NAME).exists() else index_folder(folder)
 
 
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Raises `DataError` at the first shard of `manifest` that is missing or has another size. Reads none of them."""
+    for shard in manifest.shards:
+        path = folder / shard.name
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: expected {shard.bytes} bytes, cannot be read ({error.strerror})") from None
+        if found != shard.bytes:
+            raise DataError(
+                f"{path}: expected {shard.bytes} bytes, found {found}; bring the shard again, or leave out what is "
+                "damaged: --bad-data skip:N with --reader indexed"
+            )
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong in a folder of shards: in which shard, at which byte and sample where known, and what."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from .tar import scan, split_name
 
 MAX_FIELDS = 256
 """Members that one sample may have."""
+MAX_SAMPLES = 100_000
+"""Samples that one shard may have: what is known of each is kept in memory."""
+_CHUNK = 1 << 20
 
 
 class SampleEntry(NamedTuple):
@@ -62,6 +66,8 @@ def index_shard(path: Path, split: str, *, checksums: bool) -> Shard:
                     raise DataError(f"offset {member.start}: {key!r} has the field {field!r} {problem}")
                 samples[-1] = samples[-1]._replace(bytes=member.end - samples[-1].offset)
                 fields.add(field)
+            elif len(samples) == MAX_SAMPLES:
+                raise DataError(f"offset {member.start}: more than {MAX_SAMPLES} samples; make more and smaller shards")
             else:
                 samples.append(SampleEntry(key, member.start, member.end - member.start, None))
                 fields = {field}
@@ -90,13 +96,19 @@ def _refuse_duplicates(samples: list[SampleEntry]) -> None:
 def read_checksums(descriptor: int, samples: Sequence[SampleEntry]) -> tuple[str, list[int]]:
     """Reads an open shard to its end: SHA-256 of the file, and the CRC-32 found at the place of each sample."""
     digest, checksums, position = hashlib.sha256(), [], 0
+
+    def through(end: float) -> int:
+        """Reads on to `end`, by pieces: a manifest may claim any length. The CRC-32 of what was read."""
+        nonlocal position
+        checksum = 0
+        while content := os.pread(descriptor, int(min(_CHUNK, end - position)), position):
+            digest.update(content)
+            checksum = zlib.crc32(content, checksum)
+            position += len(content)
+        return checksum
+
     for sample in samples:
-        digest.update(os.pread(descriptor, sample.offset - position, position))
-        content = os.pread(descriptor, sample.bytes, sample.offset)
-        digest.update(content)
-        checksums.append(zlib.crc32(content))
-        position = sample.offset + sample.bytes
-    while rest := os.pread(descriptor, 1 << 20, position):
-        digest.update(rest)
-        position += len(rest)
+        through(sample.offset)
+        checksums.append(through(sample.offset + sample.bytes))
+    through(math.inf)
     return digest.hexdigest(), checksums

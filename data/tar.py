@@ -69,9 +69,7 @@ def scan(read: Callable[[int, int], bytes], start: int, end: int) -> Iterator[Me
             position = data + -(-size // BLOCK) * BLOCK
             continue
         if kind in (b"0", b"\0", b"7"):
-            if size > MAX_MEMBER_BYTES:
-                raise DataError(f"offset {position}: {name!r} has {size} bytes, at most {MAX_MEMBER_BYTES} are read")
-            _check_name(name, position)
+            check_member(name, size, position, regular=True)
             member = Member(name, member_start, data, size)
             if member.end > end:
                 raise DataError(
@@ -82,11 +80,21 @@ def scan(read: Callable[[int, int], bytes], start: int, end: int) -> Iterator[Me
         elif kind == b"5":
             position = data
         else:
-            raise DataError(
-                f"offset {position}: {name!r} has tar type {kind.decode('latin-1')!r}: only regular files are read "
-                "(no links, devices or sparse files)"
-            )
+            check_member(name, size, position, regular=False)
         member_start, long_name, long_size = position, None, None
+
+
+def check_member(name: str, size: int, position: int, *, regular: bool) -> None:
+    """Raises `DataError` for a member that is no regular file, has over `MAX_MEMBER_BYTES`, or a name that leads
+    elsewhere; `position` is the offset of its header."""
+    if not regular:
+        raise DataError(f"offset {position}: {name!r}: only regular files are read (no links, devices or sparse files)")
+    if size > MAX_MEMBER_BYTES:
+        raise DataError(f"offset {position}: {name!r} has {size} bytes, at most {MAX_MEMBER_BYTES} are read")
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise DataError(f"offset {position}: member name {name!r} is refused (absolute, empty or with '..')")
+    if (size := len(name.encode(errors="replace"))) > MAX_NAME_BYTES:
+        raise DataError(f"offset {position}: member name of {size} bytes, at most {MAX_NAME_BYTES}")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -151,11 +159,3 @@ def _pax(body: bytes, position: int, name: str | None) -> tuple[str | None, int 
         elif keyword.startswith(b"GNU.sparse"):
             raise DataError(f"offset {position}: sparse files are not read")
     return name, size
-
-
-def _check_name(name: str, position: int) -> None:
-    parts = name.split("/")
-    if not name or name.startswith("/") or ".." in parts or "\0" in name:
-        raise DataError(f"offset {position}: member name {name!r} is refused (absolute, empty or with '..')")
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise DataError(f"offset {position}: member name of {len(name.encode())} bytes, at most {MAX_NAME_BYTES}")

@@ -63,12 +63,19 @@ class Saver:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._saved: int | None = None
+        self.failed: checkpoint.CheckpointFailed | None = None
+        """The last failure, alike on all ranks."""
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """Write the state after step `step`, on all ranks together."""
+        """Write the state after step `step`, on all ranks together. One that fails is noted, training goes on."""
         job = self._job
+        try:
+            found = checkpoint.save(job.run, job.folder, step=step + 1, strategy=job.config.strategy)
+        except checkpoint.CheckpointFailed as error:
+            self.failed = error
+            return {"failed": str(error), "rank": error.rank, "hint": error.hint}
         self._saved = step
-        return checkpoint.save(job.run, job.folder, step=step + 1, strategy=job.config.strategy)
+        return found
 
     def before_leaving(self, probe: Probe | WindowProbe, step: int) -> None:
         """Write the state after `step`, unless that was done."""

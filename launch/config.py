@@ -19,6 +19,7 @@ from .errors import ConfigError
 from .validation import unknown, validated
 
 _TARGET = re.compile(r"(?P<metric>[a-z_][a-z0-9_]*)>=(?P<value>[-+0-9.eE]+)")
+_SKIP = re.compile(r"skip:(?P<budget>[0-9]{1,9})", re.ASCII)
 
 
 def option(group: str, text: str, default: Any, **limits: Any) -> Any:
@@ -32,6 +33,12 @@ def _no_control_characters(text: Any) -> Any:
 
 
 PlainText = Annotated[str, BeforeValidator(_no_control_characters)]
+
+
+def _policy(text: Any) -> Any:
+    if isinstance(text, str) and text != "fail" and not skip_budget(text):
+        raise ValueError("fail, or skip:N with a whole number N of at least 1, such as skip:10")
+    return text
 
 
 class RunConfig(BaseModel):
@@ -104,6 +111,9 @@ class RunConfig(BaseModel):
     reader: Literal["indexed", "stream"] = option(
         "knobs", "indexed: a fixed global order; stream: webdataset's pipeline", "indexed"
     )
+    bad_data: Annotated[str, BeforeValidator(_policy)] = option(
+        "knobs", "fail: stop at a damaged sample; skip:N: leave out and count up to N of them per rank", "fail"
+    )
 
     probe: Literal["on", "off"] = option("measuring", "off leaves the bare loop: total time and nothing else", "on")
     record_grad_norm: bool = option("measuring", "record the global gradient norm of every step", False)
@@ -113,6 +123,23 @@ class RunConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = option("where", "auto takes CUDA where there is any", "auto")
     launcher: Literal["auto", "fork", "torchrun"] = option(
         "where", "auto: fork on CPU (fast start), torchrun on CUDA", "auto"
+    )
+    nodes: int = option("where", "hosts that share the run; the same command is given on each", 1, ge=1, le=1024)
+    node_rank: int = option("where", "which of the hosts this is; 0 is where the report is written", 0, ge=0)
+    rendezvous: PlainText | None = option(
+        "where", "HOST:PORT at which host 0 waits for the others: an address of host 0 that they reach", None
+    )
+    rendezvous_timeout: float = option("where", "seconds to wait for the other hosts", 300.0, gt=0, le=86400)
+    hang_seconds: float | None = option(
+        "where",
+        "seconds without progress after which ranks count as hung (3 x the 99th percentile of a step, at least 30); "
+        "0 is never",
+        None,
+        ge=0,
+        allow_inf_nan=False,
+    )
+    grace: float = option(
+        "where", "seconds that ranks get to end their step after Ctrl-C, SIGTERM or SIGUSR1", 10.0, ge=0, le=86400
     )
     out: PlainText = option("where", "folder in which the run folder is made", "runs")
     name: PlainText | None = option("where", "a word for the run folder's name", None)
@@ -145,20 +172,46 @@ def conflicts(config: RunConfig, given: set[str]) -> list[str]:
             problems.append(f"--target: given {config.target!r}, allowed METRIC>=NUMBER such as 'ap_mean>=0.2'")
         if not config.eval_every:
             problems.append("--target is looked at in evaluations: give --eval-every N with it")
+    problems += _host_conflicts(config)
     if config.record_grad_norm and config.probe == "off":
         problems.append("--record-grad-norm needs --probe on")
     if config.probe == "off" and (config.eval_every or config.save_every):
         problems.append("--probe off times the bare loop: leave out --eval-every and --save-every, which interrupt it")
     if is_user_model(config.model):
-        for option in sorted({"reader", "workers", "pin"} & given):
+        for name in sorted({"bad_data", "reader", "workers", "pin"} & given):
             problems.append(
-                f"--{option} belongs to our own loader; --model {config.model} brings its own or none: leave it out"
+                f"--{name.replace('_', '-')} belongs to our own loader; --model {config.model} brings its own or none: "
+                "leave it out"
             )
         if config.eval_every:
             problems.append("--eval-every needs one of our presets: held-out metrics are defined for them alone")
     if config.workers == 0 and config.prefetch and not is_user_model(config.model):
         problems.append("--prefetch needs loader processes: give --workers 1 or more, or leave --prefetch out")
     return problems
+
+
+def _host_conflicts(config: RunConfig) -> list[str]:
+    problems = []
+    if config.nodes > 1 and config.rendezvous is None:
+        problems.append(
+            f"--nodes {config.nodes} needs --rendezvous HOST:PORT, an address of host 0 that all hosts reach"
+        )
+    if config.nodes == 1 and config.rendezvous is not None:
+        problems.append("--rendezvous is for several hosts: give --nodes N with it, or leave it out")
+    if config.node_rank >= config.nodes:
+        allowed = "0" if config.nodes == 1 else f"0 to {config.nodes - 1}"
+        problems.append(f"--node-rank: given {config.node_rank}, allowed {allowed} with --nodes {config.nodes}")
+    if config.rendezvous is not None and parse_rendezvous(config.rendezvous) is None:
+        problems.append(f"--rendezvous: given {config.rendezvous!r}, allowed HOST:PORT such as 10.0.0.1:29400")
+    return problems
+
+
+def parse_rendezvous(text: str) -> tuple[str, int] | None:
+    """`"10.0.0.1:29400"` as host and port, `"[fe80::1]:29400"` too; None when it has another form."""
+    match = re.fullmatch(r"(?:\[(?P<v6>[0-9a-fA-F:.%\w]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})", text)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        return None
+    return match["v6"] or match["host"], int(match["port"])
 
 
 def is_user_model(model: str | None) -> bool:
@@ -175,6 +228,12 @@ def parse_target(text: str) -> tuple[str, float] | None:
         return match["metric"], float(match["value"])
     except ValueError:
         return None
+
+
+def skip_budget(bad_data: str) -> int:
+    """How many damaged samples a rank may leave out under `--bad-data`: 0 for `fail` and for what is neither."""
+    match = _SKIP.fullmatch(bad_data)
+    return int(match["budget"]) if match else 0
 
 
 def name_of(config: RunConfig) -> str:

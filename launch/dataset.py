@@ -13,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..data.errors import DataError
 from ..data.generate import ensure_dataset
-from ..data.manifest import Manifest, load_manifest, open_folder
+from ..data.manifest import Manifest, check_sizes, load_manifest, open_folder
 from ..data.spec import DatasetSpec
 from ..models.presets import load_preset
+from .config import skip_budget
+from .errors import PreflightError
 from .plan import Plan
 
 ProgressCallback = Callable[[int, int], None]
@@ -31,7 +33,10 @@ class Dataset:
 
 def prepare(plan: Plan) -> Dataset:
     """The shards that `plan` trains one of our presets on: the folder given by `--data`, else the preset's generated
-    set, made now if the cache has none. Raises DataError when they cannot fill one global batch."""
+    set, made now if the cache has none.
+
+    Raises DataError when they are not as their manifest says or cannot fill one global batch, PreflightError when they
+    are too few for the loader processes that stream them."""
     if plan.config.data is None:
         spec = DatasetSpec(**load_preset(str(plan.config.model)).dataset)
         with progress_bar(f"making {spec.train_samples + spec.val_samples} driving scenes") as progress:
@@ -42,13 +47,30 @@ def prepare(plan: Plan) -> Dataset:
         if not folder.is_dir():
             raise DataError(f"--data {plan.config.data}: no such folder (looked from {Path.cwd()})")
         dataset = Dataset(folder, open_folder(folder))
+    config = plan.config
+    # Single damaged samples can be left out by the reader of single samples: it finds them, counts and names them.
+    if not (skip_budget(config.bad_data) and config.reader == "indexed"):
+        check_sizes(dataset.folder, dataset.manifest)
     samples = len(dataset.manifest.split("train"))
     if samples < plan.global_batch:
         raise DataError(
             f"{dataset.folder} holds {samples} training samples, fewer than one global batch of {plan.global_batch}: "
             f"give more data, or a --global-batch of at most {samples}"
         )
+    if config.reader == "stream":
+        _refuse_few_shards(dataset, plan.world_size, max(1, config.workers or 0))
     return dataset
+
+
+def _refuse_few_shards(dataset: Dataset, ranks: int, loaders: int) -> None:
+    shards = sum(shard.split == "train" for shard in dataset.manifest.shards)
+    if shards < ranks * loaders:
+        ways = [f"--workers {shards // ranks}"] if shards >= ranks else [f"--gpus {shards}"]
+        raise PreflightError(
+            f"--reader stream: {dataset.folder} has {shards} training shards, but {ranks} ranks x {loaders} loader "
+            f"processes need one each, {ranks * loaders}",
+            hint=f"use {ways[0]}, more and smaller shards, or --reader indexed, which any number can share",
+        )
 
 
 @contextlib.contextmanager

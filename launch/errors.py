@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from ..data.errors import DataError
 from ..models.errors import ModelError
+from ..profiles.runfolder import SchemaError
+from ..profiles.storage import OutputError
 
 
 class Exit(enum.IntEnum):
@@ -98,6 +100,10 @@ def exit_code_of(error: BaseException) -> Exit:
         return Exit.USAGE
     if isinstance(error, DataError):
         return Exit.DATA
+    if isinstance(error, OutputError):
+        return Exit.PREFLIGHT
+    if isinstance(error, SchemaError):
+        return Exit.USAGE
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
     # Torch's class is met by name: this module must load without torch.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -13,10 +17,14 @@ from typing import Any
 import torch
 
 from ..data.readers.indexed import indexed_loader
+from ..data.skipping import BadSamples
 from ..models.contract import ModelSource
 from ..models.errors import ModelError
-from .config import RunConfig, is_user_model
+from ..profiles.records import BadSampleRecord, Record
+from .config import RunConfig, is_user_model, skip_budget
+from .errors import Exit
 from .ranks import Rank
+from .supervision.parent import die_with_parent
 
 MADE_UP_BATCHES = 4
 
@@ -37,8 +45,20 @@ class Feed(AbstractContextManager["Feed"], Iterator[Any]):
         self._close()
 
 
-def open_feed(config: RunConfig, source: ModelSource, rank: Rank, image_size: tuple[int, int] | None) -> Feed:
-    """The feed of a resolved `config`. `image_size` is (width, height) that our own model asks for."""
+def bad_samples(config: RunConfig, write: Callable[[Record], None] = lambda record: None) -> BadSamples:
+    """The count of damaged samples that a rank leaves out under `config`; each is written as a record once."""
+    return BadSamples(skip_budget(config.bad_data), lambda bad: write(BadSampleRecord(**vars(bad))))
+
+
+def open_feed(
+    config: RunConfig,
+    source: ModelSource,
+    rank: Rank,
+    image_size: tuple[int, int] | None,
+    bad: BadSamples | None = None,
+) -> Feed:
+    """The feed of a resolved `config`. `image_size` is (width, height) that our own model asks for; `bad` counts what
+    our own loader leaves out, by default without records of it."""
     assert config.micro_batch is not None
     if not is_user_model(config.model):
         assert config.data is not None
@@ -54,6 +74,8 @@ def open_feed(config: RunConfig, source: ModelSource, rank: Rank, image_size: tu
             prefetch=config.prefetch or 1,
             pin=bool(config.pin),
             image_size=image_size,
+            bad=bad_samples(config) if bad is None else bad,
+            worker_init=functools.partial(_begin_loader_process, os.getpid()),
         )
         return Feed(iter(loader), loader.close)
     if source.has_loader:
@@ -70,6 +92,18 @@ def open_feed(config: RunConfig, source: ModelSource, rank: Rank, image_size: tu
         raise ModelError(f"--data: {source.name} has no build_loader to hand it to; write one, or leave --data out")
     made = [_made_up(source, config.micro_batch, config.seed, rank.rank, index) for index in range(MADE_UP_BATCHES)]
     return Feed(_cycle(made))
+
+
+def _begin_loader_process(rank_pid: int, index: int) -> None:
+    """What a loader process does first: it ends with its rank at once, which torch would notice after seconds, and
+    leaves to the rank the signals that ask a whole run to stop. It has inherited the rank's handlers."""
+    die_with_parent()
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != rank_pid:
+        os._exit(Exit.WORKER_DIED)  # the rank was gone before that was asked for
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # torch ends a process so that does not end by itself.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _reader(name: str) -> Callable[..., Any]:

@@ -52,14 +52,20 @@ class Plan:
         return self.setting.micro_batch * self.setting.accumulation * self.setting.world_size
 
     @property
+    def local_ranks(self) -> range:
+        """The ranks that this host starts."""
+        count = self.config.gpus or 1
+        return range(self.config.node_rank * count, (self.config.node_rank + 1) * count)
+
+    @property
     def oversubscribed(self) -> bool:
         """More CPU ranks than cores: times say little about any other machine."""
-        return self.devices.kind == "cpu" and self.world_size > available_cores()
+        return self.devices.kind == "cpu" and len(self.local_ranks) > available_cores()
 
     @property
     def threads_per_rank(self) -> int:
         """Threads each rank computes with: the cores shared out, one at least."""
-        return max(1, available_cores() // self.world_size) if self.devices.kind == "cpu" else 1
+        return max(1, available_cores() // len(self.local_ranks)) if self.devices.kind == "cpu" else 1
 
 
 def resolve(config: RunConfig, devices: Devices, *, dry_run: bool = False) -> Plan:
@@ -84,8 +90,9 @@ def resolve(config: RunConfig, devices: Devices, *, dry_run: bool = False) -> Pl
     final = config.model_copy(update=_chosen(config, devices, strategy, gpus))
     if not is_user_model(config.model) and final.model not in presets():
         raise ConfigError(unknown("--model", str(final.model), presets()) + ", or a path ending in .py")
-    final = final.model_copy(update={"global_batch": (final.micro_batch or 1) * final.grad_accumulation * gpus})
-    setting = _setting(final, gpus, devices.kind)
+    world_size = gpus * config.nodes
+    final = final.model_copy(update={"global_batch": (final.micro_batch or 1) * final.grad_accumulation * world_size})
+    setting = _setting(final, world_size, devices.kind)
     if problems := refusals(config, setting, strategy):
         raise ConfigError(problems)
     lacking = lacks(setting, strategy, devices)
@@ -96,12 +103,12 @@ def resolve(config: RunConfig, devices: Devices, *, dry_run: bool = False) -> Pl
     return Plan(final, devices, setting, (*dry, *_notes(plan)))
 
 
-def _setting(config: RunConfig, gpus: int, device: Literal["cpu", "cuda"]) -> Setting:
+def _setting(config: RunConfig, world_size: int, device: Literal["cpu", "cuda"]) -> Setting:
     """What of a config without open choices decides how the model is trained."""
     assert config.micro_batch is not None
     assert config.accumulation_sync is not None
     return Setting(
-        world_size=gpus,
+        world_size=world_size,
         device=device,
         engine=config.engine,
         precision=config.precision,
@@ -136,7 +143,7 @@ def _chosen(config: RunConfig, devices: Devices, strategy: Strategy, gpus: int) 
         "device": devices.kind,
         "gpus": gpus,
         "model": config.model or pick_preset(devices),
-        "micro_batch": _micro_batch(config, gpus),
+        "micro_batch": _micro_batch(config, gpus * config.nodes),
         "steps": config.steps or (100 if on_cuda else _cpu_steps(config)),
         "launcher": _launcher(config, on_cuda),
         "accumulation_sync": config.accumulation_sync or strategy.accumulation_syncs[0],
@@ -166,20 +173,20 @@ def pick_preset(devices: Devices) -> str:
     return fitting[-1] if fitting else CUDA_PRESETS[0]
 
 
-def _micro_batch(config: RunConfig, gpus: int) -> int:
+def _micro_batch(config: RunConfig, world_size: int) -> int:
     if config.global_batch is None:
         return config.micro_batch or DEFAULT_MICRO_BATCH
-    per_step = gpus * config.grad_accumulation
+    per_step = world_size * config.grad_accumulation
     if config.micro_batch is not None and config.micro_batch * per_step != config.global_batch:
         raise ConfigError(
             f"--global-batch {config.global_batch} is not --micro-batch {config.micro_batch} x --grad-accumulation "
-            f"{config.grad_accumulation} x {gpus} ranks = {config.micro_batch * per_step}: leave one of them out"
+            f"{config.grad_accumulation} x {world_size} ranks = {config.micro_batch * per_step}: leave one of them out"
         )
     if config.global_batch % per_step:
         below = config.global_batch // per_step * per_step
         nearest = " or ".join(str(value) for value in (below, below + per_step) if value)
         raise ConfigError(
-            f"--global-batch {config.global_batch} cannot be divided by {gpus} ranks x --grad-accumulation "
+            f"--global-batch {config.global_batch} cannot be divided by {world_size} ranks x --grad-accumulation "
             f"{config.grad_accumulation} = {per_step}: the nearest that can is {nearest}"
         )
     return config.global_batch // per_step
@@ -204,5 +211,7 @@ def _notes(plan: Plan) -> list[str]:
         if plan.setting.precision == "fp16":
             notes.append("fp16 on CPU shows that the arithmetic holds; it is up to 70 times slower than fp32 there")
     if plan.oversubscribed:
-        notes.append(f"oversubscribed: {plan.world_size} ranks share {available_cores()} cores, times mean little")
+        notes.append(
+            f"oversubscribed: {len(plan.local_ranks)} ranks share {available_cores()} cores, times mean little"
+        )
     return notes

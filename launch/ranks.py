@@ -23,6 +23,10 @@ _PEER_LOST = re.compile(
     r"|(TCPStore|Socket).*(fail|timed? ?out)",
     re.IGNORECASE | re.DOTALL,
 )
+# Where the supervisor of several hosts has the ranks' store made, "HOST PORT", and the number of a host's first rank.
+STORE_VARIABLE = "SCALELAB_STORE"
+FIRST_RANK_VARIABLE = "SCALELAB_FIRST_RANK"
+# On a single host the store listens on a socket that the ranks inherit.
 LISTENER_VARIABLE = "SCALELAB_STORE_FD"
 
 
@@ -36,24 +40,37 @@ class Rank:
     local_world_size: int
 
     @classmethod
-    def from_environment(cls) -> Rank:
+    def from_environment(cls, world_size: int) -> Rank:
+        """The rank that torchrun started on this host, one of `world_size` on all hosts."""
+        local = int(os.environ["LOCAL_RANK"])
         return cls(
-            rank=int(os.environ["RANK"]),
-            local_rank=int(os.environ["LOCAL_RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
+            rank=first_rank() + local,
+            local_rank=local,
+            world_size=world_size,
             local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
         )
 
-    def environment(self, port: int) -> dict[str, str]:
-        """The variables that torchrun would set, for libraries that read them."""
+    def environment(self, host: str, port: int) -> dict[str, str]:
+        """The variables that torchrun would set, for libraries that read them. The store is at `host` and `port`."""
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
             "WORLD_SIZE": str(self.world_size),
             "LOCAL_WORLD_SIZE": str(self.local_world_size),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
         }
+
+
+def first_rank() -> int:
+    """The number of this host's first rank."""
+    return int(os.environ.get(FIRST_RANK_VARIABLE, "0"))
+
+
+def store_of_hosts() -> tuple[str, int] | None:
+    """Host and port of the store of a run on several hosts; None on a single one."""
+    host, _, port = os.environ.get(STORE_VARIABLE, "").partition(" ")
+    return (host, int(port)) if port else None
 
 
 @contextlib.contextmanager
@@ -77,15 +94,15 @@ def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED_COLLECTIVES))
     timeout = datetime.timedelta(seconds=TIMEOUT_SECONDS)
     store = None
-    if LISTENER_VARIABLE in os.environ:
-        descriptor = int(os.environ[LISTENER_VARIABLE])
+    if LISTENER_VARIABLE in os.environ or STORE_VARIABLE in os.environ:
+        descriptor = os.environ.get(LISTENER_VARIABLE)
         store = TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             rank.world_size,
             is_master=rank.rank == 0,
             timeout=timeout,
-            master_listen_fd=descriptor if rank.rank == 0 else None,
+            master_listen_fd=int(descriptor) if descriptor is not None and rank.rank == 0 else None,
             wait_for_workers=False,
         )
     distributed.init_process_group(

@@ -25,6 +25,7 @@ from ..profiles.capture.probe import Probe, WindowProbe
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.records import StepRecord
 from ..profiles.runfolder import RunFolder, appending
+from ..profiles.storage import OutputError
 from . import strategies
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
@@ -32,20 +33,20 @@ from .config import RunConfig
 from .errors import Exit, NumericError, exit_code_of
 from .feed import open_feed, to_device
 from .loop import train
-from .ranks import Rank, control_group, is_communication_error, process_group
+from .ranks import Rank, control_group, is_communication_error, process_group, store_of_hosts
 from .schedule import schedule
 from .setting import Setting
 from .stopping import Stopping
 from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
 from .supervision.parent import die_with_parent
-from .supervision.pulse import Pulse
+from .supervision.pulse import Pulse, stack_file
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
     """Train as `folder` describes. What goes wrong is written to the folder and returned as an exit code."""
     pulse = Pulse(folder.path, rank.rank)
-    with open(folder.path / "live" / f"r{rank.rank:03d}.stack", "w") as stacks:
+    with stack_file(folder.path, rank.rank).open("w") as stacks:
         faulthandler.enable()
         faulthandler.register(STACK_SIGNAL, file=stacks, all_threads=True)
         pulse.start_beating(lambda: collectives.dump(collectives.dump_file(folder.path, rank.rank)))
@@ -80,7 +81,11 @@ def _report(folder: RunFolder, rank: Rank, pulse: Pulse, error: BaseException) -
         "communication": communication,
         "traceback": traceback.format_exc(),
     }
-    folder.write(f"errors/r{rank.rank:03d}.json", failure)
+    try:
+        folder.write(f"errors/r{rank.rank:03d}.json", failure)
+    except OutputError:
+        # The disk that ended this rank has no room for its last words either.
+        pulse.last_words({**failure, "traceback": ""})
     traceback.print_exc()
     return code
 
@@ -147,9 +152,12 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse) -> tuple[str, Exit]:
             saver.before_leaving(probe, pulse.step or 0)
         probe.close()
         write(peaks(device))
+    if saver.failed is not None and rank.rank == 0:
+        with contextlib.suppress(OutputError):
+            folder.write("errors/incomplete.json", {"cause": str(saver.failed), "hint": saver.failed.hint})
     if stopping.agreed:
         return "stopped", stopping.agreed
-    return "finished", Exit.OK
+    return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
 
 
 def _job(
@@ -201,7 +209,9 @@ def _exit_code(error: BaseException) -> Exit:
 def main() -> None:
     die_with_parent()
     folder = RunFolder(Path(sys.argv[1]))
-    rank = Rank.from_environment()
+    rank = Rank.from_environment(folder.read("run.json")["setting"]["world_size"])
+    if (store := store_of_hosts()) is not None:
+        os.environ.update(rank.environment(*store))
     if folder.log_file(rank.rank).parent.is_dir():
         redirect_output(folder.log_file(rank.rank))
     code = run_rank(folder, rank)

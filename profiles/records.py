@@ -94,6 +94,18 @@ class WindowRecord(_Record):
     seconds: float
 
 
+class BadSampleRecord(_Record):
+    """A damaged sample that was left out, once for each rank that met it; without `key` and `offset`, the rest of a
+    shard from its first damaged place."""
+
+    kind: Literal["bad_sample"] = "bad_sample"
+    split: str
+    shard: str
+    key: str | None
+    offset: int | None
+    message: str
+
+
 class EndRecord(_Record):
     """The rank's last line. CUDA figures are the allocator's; null on CPU."""
 
@@ -104,5 +116,5 @@ class EndRecord(_Record):
     driver_used_bytes: int | None = None
 
 
-Record = StartRecord | StepRecord | EventRecord | MemoryRecord | WindowRecord | EndRecord
+Record = StartRecord | StepRecord | EventRecord | MemoryRecord | WindowRecord | BadSampleRecord | EndRecord
 any_record: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])

@@ -1,11 +1,12 @@
 """The run folder: the only thing that crosses from training to analysis. Imports no torch.
 
 run.json            resolved config, environment, data; written first
+lock                which process writes here
 status.json         {"state", "exit_code", "culprit", "cause", "hint"}
 ranks/r000.jsonl    one record per step per rank, append-only
 errors/r000.json    what ended a rank, when something did
 logs/r000.log       what a rank printed
-checkpoints/        sharded checkpoints, one folder a save
+checkpoints/        sharded checkpoints, one folder a save, and a link `latest`
 summary.json        written by analysis
 """
 
@@ -13,10 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
+import itertools
 import os
 import re
 import secrets
-import tempfile
+import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +29,22 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from .records import Record, any_record
+from .records import SCHEMA, Record, StartRecord, StepRecord, any_record
+from .storage import Sleep, point, replace_file, retried, sync_folder, writing
+
+# Nothing that is read again line by line is longer: what a record holds beyond it is cut.
+MAX_RECORD_BYTES = 1 << 20
+_MAX_DEPTH = 32
+
+
+class SchemaError(ValueError):
+    """A file of a newer scalelab. `hint` is the way out, one line."""
+
+    def __init__(self, path: Path, schema: int) -> None:
+        super().__init__(
+            f"{path}: written by a newer scalelab (schema {schema}; this one reads up to {SCHEMA}): upgrade"
+        )
+        self.hint = "upgrade scalelab to read it"
 
 
 @dataclass(frozen=True)
@@ -38,17 +57,39 @@ class RunFolder:
     def create(cls, out: Path, name: str) -> RunFolder:
         """A new folder `<utc>-<name>-<rand>` in `out`, with `out/latest` pointing at it.
 
-        Characters of `name` that shells or terminals read as more than text become dashes. Raises OSError when
-        the place cannot be written.
+        Characters of `name` that shells or terminals read as more than text become dashes. Raises OutputError when
+        the place cannot be written; no half-made folder is left then.
         """
         utc = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "run"
         path = out.resolve() / f"{utc}-{safe}-{secrets.token_hex(3)}"
-        path.mkdir(parents=True)
-        for part in ("ranks", "errors", "logs"):
-            (path / part).mkdir()
-        _point(out.resolve() / "latest", path.name)
+        try:
+            with writing(path):
+                for part in ("ranks", "errors", "logs"):
+                    (path / part).mkdir(parents=True)
+                retried(lambda: sync_folder(path.parent))
+            point(path.parent / "latest", path.name)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return cls(path)
+
+    @classmethod
+    def join(cls, out: Path, run_id: str) -> tuple[RunFolder, bool]:
+        """The folder of a run that another host began, in this host's `out`, and whether it was there: a shared disk.
+
+        Raises ValueError for what is no run's id, OutputError when the place cannot be written.
+        """
+        if not re.fullmatch(r"[0-9]{8}T[0-9]{6}Z-[A-Za-z0-9._-]{1,100}", run_id):
+            raise ValueError(f"{run_id[:100]!r} is no run's id")
+        path = out.resolve() / run_id
+        if (path / "run.json").is_file():
+            return cls(path), True
+        with writing(path):
+            for part in ("ranks", "errors", "logs"):
+                (path / part).mkdir(parents=True)
+        point(path.parent / "latest", path.name)
+        return cls(path), False
 
     @property
     def run_id(self) -> str:
@@ -64,73 +105,172 @@ class RunFolder:
         return self.path / "errors" / f"r{rank:03d}.json"
 
     def write(self, name: str, value: Any) -> None:
-        """Replace file `name` by `value` as JSON: a reader sees the old file or the new one, whole."""
-        replace_file(self.path / name, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+        """Replace file `name` by `value` as JSON: a reader sees the old file or the new one, whole.
+
+        Raises OutputError.
+        """
+        replace_file(self.path / name, _encode(value, orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
 
     def read(self, name: str) -> Any:
-        """File `name` as JSON; None when there is none. Raises ValueError naming the file when it is damaged."""
+        """File `name` as JSON; None when there is none. Raises ValueError naming the file when it is damaged, and
+        SchemaError when a newer scalelab wrote it."""
         path = self.path / name
         try:
-            return orjson.loads(path.read_bytes())
+            value = orjson.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except orjson.JSONDecodeError as error:
             raise ValueError(f"{path}: not JSON ({error}); the file was damaged after it was written") from error
+        _refuse_newer(path, value, "schema")
+        return value
 
     def ranks(self) -> list[int]:
         """The ranks that wrote records."""
-        return sorted(int(path.stem[1:]) for path in (self.path / "ranks").glob("r*.jsonl"))
+        names = [re.fullmatch(r"r(\d+)\.jsonl", path.name) for path in (self.path / "ranks").glob("r*.jsonl")]
+        return sorted(int(name[1]) for name in names if name)
 
     def records(self, rank: int) -> tuple[list[Record], int]:
-        """The rank's records in order, and how many lines could not be read (a half last line, damage)."""
+        """The rank's records in order, and how many lines could not be read (a half last line, damage).
+
+        A rank without a file has none. Raises SchemaError for the file of a newer scalelab.
+        """
+        path = self.rank_file(rank)
+        try:
+            lines = path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return [], 0
         records: list[Record] = []
         unreadable = 0
-        for line in self.rank_file(rank).read_bytes().splitlines():
+        for line in lines:
             try:
-                records.append(any_record.validate_json(line))
+                record = any_record.validate_json(line)
             except ValidationError:
+                _refuse_newer_start(path, line)
                 unreadable += 1
+                continue
+            if isinstance(record, StartRecord):
+                _refuse_newer(path, record.model_dump(), "schema_version")
+            records.append(record)
         return records, unreadable
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, force it to disk and rename it over `path`."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+def _refuse_newer_start(path: Path, line: bytes) -> None:
+    """Raise SchemaError for the first line of a newer scalelab's file, which may hold fields unknown here."""
+    if b'"schema_version"' not in line:
+        return
+    with contextlib.suppress(orjson.JSONDecodeError):
+        _refuse_newer(path, orjson.loads(line), "schema_version")
+
+
+def _refuse_newer(path: Path, value: Any, field: str) -> None:
+    schema = value.get(field) if isinstance(value, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise SchemaError(path, schema)
 
 
 @contextlib.contextmanager
-def appending(path: Path) -> Iterator[RecordWriter]:
-    """A writer of records to `path`, closed at the end."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def appending(path: Path, *, sleep: Sleep = time.sleep) -> Iterator[RecordWriter]:
+    """A writer of records to `path`. What it wrote is forced to disk once, at the end. Raises OutputError."""
+    with writing(path):
+        writer = RecordWriter(path, sleep)
     try:
-        yield RecordWriter(descriptor)
-    finally:
-        os.close(descriptor)
+        yield writer
+    except BaseException:
+        # What ended the run comes first; a disk that then fails too has nothing to add to it.
+        with contextlib.suppress(OSError):
+            writer.close()
+        raise
+    with writing(path):
+        writer.close()
 
 
-@dataclass(frozen=True)
 class RecordWriter:
-    """Appends records, each by one `write` call, so that a line is there whole or at the very end cut short."""
+    """Appends records to `path`, each by one `write` call where the system takes it whole, never synced: a line is
+    there whole, or it is the last one and cut short.
 
-    descriptor: int
+    After such a cut the next record starts on a line of its own, so that nothing but the cut one is lost.
+    """
+
+    def __init__(self, path: Path, sleep: Sleep = time.sleep) -> None:
+        self._path = path
+        self._sleep = sleep
+        self._descriptor = retried(self._open, sleep)
+        size = os.fstat(self._descriptor).st_size
+        self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def __call__(self, record: Record) -> None:
-        os.write(self.descriptor, orjson.dumps(record.model_dump()) + b"\n")
+        """Append `record`, cut to MAX_RECORD_BYTES. Raises OutputError."""
+        line = b"\n" * self._torn + _line(record)
+        rest = line
+
+        def write() -> None:
+            nonlocal rest
+            try:
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+            except OSError as error:
+                if error.errno == errno.ESTALE:
+                    self._reopen()
+                raise
+
+        try:
+            with writing(self._path, len(line)):
+                retried(write, self._sleep)
+            self._torn = False
+        finally:
+            self._torn = self._torn or 0 < len(rest) < len(line)
+
+    def close(self) -> None:
+        """Force to disk and close. Raises OSError: some file systems say only here that a write has failed."""
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    def _reopen(self) -> None:
+        """Take a fresh handle for one that the file server no longer knows."""
+        with contextlib.suppress(OSError):
+            fresh = self._open()
+            os.dup2(fresh, self._descriptor, inheritable=False)
+            os.close(fresh)
 
 
-def _point(link: Path, target: str) -> None:
-    """Make `link` point to `target` atomically."""
-    temporary = link.with_name(f".latest.{secrets.token_hex(4)}.partial")
-    temporary.symlink_to(target)
-    os.replace(temporary, link)
+def _line(record: Record) -> bytes:
+    """`record` as one line of JSON; a number that is not finite is null."""
+    content = record.model_dump()
+    line = _encode(content)
+    if len(line) < MAX_RECORD_BYTES or isinstance(record, StepRecord):
+        # A step is numbers alone, as many as it has micro-batches: to leave some out would change what they say.
+        return line + b"\n"
+    for limit in (1000, 100, 10, 1):
+        line = orjson.dumps({name: _plain(value, limit) for name, value in content.items()})
+        if len(line) < MAX_RECORD_BYTES:
+            break
+    return line + b"\n"
+
+
+def _encode(value: Any, option: int = 0) -> bytes:
+    """`value` as JSON. What JSON has no word for becomes text: an error may hold any name or object."""
+    try:
+        return orjson.dumps(value, option=option)
+    except TypeError:
+        return orjson.dumps(_plain(value), option=option)
+
+
+def _plain(value: Any, limit: int = MAX_RECORD_BYTES, depth: int = 0) -> Any:
+    """`value` in JSON's own types, texts and lists cut to `limit`."""
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return value
+    if depth < _MAX_DEPTH and isinstance(value, dict):
+        entries = itertools.islice(value.items(), limit)
+        return {_plain(str(key), limit): _plain(entry, limit, depth + 1) for key, entry in entries}
+    if depth < _MAX_DEPTH and isinstance(value, list | tuple):
+        return [_plain(entry, limit, depth + 1) for entry in value[:limit]]
+    # Names of files may hold bytes that are no text.
+    text = str(value).encode("utf-8", "replace").decode()
+    return text if len(text) <= limit else text[:limit] + "…"

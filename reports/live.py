@@ -28,6 +28,7 @@ class LiveLine:
         total_steps: int,
         warmup: int,
         probe: bool,
+        first_host: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = Console(file=stream, highlight=False)
@@ -39,6 +40,7 @@ class LiveLine:
         self._total = total_steps
         self._warmup = warmup
         self._probe = probe
+        self._first_host = first_host
         self._clock = clock
         self._states: dict[int, str] = {}
         self._last: dict[str, Any] | None = None
@@ -89,6 +91,7 @@ class LiveLine:
         training = sum(state in ("training", "finished") for state in self._states.values())
         if training == self._world_size:
             what = "first step" if self._probe else "training, probe off: no figures until the end"
+            what = what if self._first_host else "training: host 0 shows how far"
             return f"{what} ({elapsed:.0f} s)"
         if not any(rank >= 0 for rank in self._states):
             return f"starting: importing torch ({elapsed:.0f} s)"

@@ -25,9 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: too long for `make test`; `make faults` runs it")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
+    if not config.getoption("-m"):
+        slow = pytest.mark.skip(reason="slow: `make faults` runs it")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(slow)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

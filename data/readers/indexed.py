@@ -3,7 +3,8 @@
 Global step s of an epoch is permutation(seed, epoch)[k·G : (k+1)·G], where G = micro-batch × accumulation × world
 size and k = s mod steps_per_epoch. Rank r takes the r-th contiguous slice, micro-batch m the m-th part of it. So
 every number of ranks and loader processes trains on the same global batches, and step s is found without reading
-what came before.
+what came before. Where damaged samples are left out, the next readable one in file order stands in for each, so
+batches keep their size and still depend on nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from ..batch import collate
 from ..errors import DataError
 from ..manifest import Manifest
-from .request import Batch, open_request
+from ..skipping import BadSample, BadSamples
+from .delivery import Batch, Delivered, Deliveries
+from .request import open_request
 from .samples import SampleReader
 
 
@@ -29,17 +32,18 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-class _MicroBatches(Dataset[Batch | DataError]):
-    """Micro-batches by their sample numbers. An error is returned, not raised: torch would wrap it in a traceback."""
+class _MicroBatches(Dataset[Delivered]):
+    """Micro-batches by their sample numbers; `budget` is the most that may be damaged in the place of one sample."""
 
-    def __init__(self, reader: SampleReader):
-        self.reader = reader
+    def __init__(self, reader: SampleReader, budget: int):
+        self.reader, self.budget = reader, budget
 
-    def __getitem__(self, indices: list[int]) -> Batch | DataError:
+    def __getitem__(self, indices: list[int]) -> Delivered:
+        bad: list[BadSample] = []
         try:
-            return collate([self.reader[index] for index in indices])
+            return Delivered(collate([self.reader.readable(index, self.budget, bad) for index in indices]), bad)
         except DataError as error:
-            return error
+            return Delivered(error, bad)
 
 
 class IndexedLoader:
@@ -56,6 +60,7 @@ class IndexedLoader:
         micro_batch: int,
         first_step: int,
         steps: int | None,
+        bad: BadSamples,
         options: dict[str, Any],
     ):
         self.manifest = manifest
@@ -66,8 +71,8 @@ class IndexedLoader:
         """Samples of the tail that is smaller than a global batch; which ones, changes from epoch to epoch."""
         self._reader, self._order = reader, order
         self._global_batch, self._own, self._micro_batch = global_batch, own, micro_batch
-        self._first_step, self._steps, self._options = first_step, steps, options
-        self._iterator: Iterator[Batch | DataError] | None = None
+        self._first_step, self._steps, self._bad, self._options = first_step, steps, bad, options
+        self._deliveries: Deliveries | None = None
 
     def sample_numbers(self) -> Iterator[list[int]]:
         """The sample numbers (in file order of the split) of this rank's micro-batches, without reading them."""
@@ -83,28 +88,24 @@ class IndexedLoader:
                 yield own[part : part + self._micro_batch].tolist()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Starts again at the first step; an earlier iteration ends. Raises `DataError` at a damaged sample."""
+        """Starts again at the first step; an earlier iteration ends.
+
+        Raises `DataError` at a damaged sample that is not left out, `LoaderDied` if a loader process dies.
+        """
         self.close()
-        loader = DataLoader(
-            _MicroBatches(self._reader),
-            batch_size=None,
-            sampler=self.sample_numbers(),
-            **self._options,
-        )
-        self._iterator = iter(loader)
-        while self._iterator is not None:
-            batch = next(self._iterator, None)
-            if isinstance(batch, DataError):
-                self.close()
-                raise batch
-            if batch is None:
-                self.close()
-                return
-            yield batch
+        dataset = _MicroBatches(self._reader, self._bad.budget)
+        loader = DataLoader(dataset, batch_size=None, sampler=self.sample_numbers(), **self._options)
+        self._deliveries = deliveries = Deliveries(loader, self._bad)
+        try:
+            yield from deliveries
+        finally:
+            deliveries.close()
+            self._reader.close()
 
     def close(self) -> None:
         """Ends the loader processes and closes the shards. Iterating again starts anew."""
-        self._iterator = None  # the last reference: torch ends its processes with it
+        if self._deliveries is not None:
+            self._deliveries.close()
         self._reader.close()
 
 
@@ -124,17 +125,22 @@ def indexed_loader(
     pin: bool = False,
     image_size: tuple[int, int] | None = None,
     shuffle: bool = True,
+    bad: BadSamples | None = None,
+    worker_init: Callable[[int], None] | None = None,
 ) -> IndexedLoader:
     """The micro-batches of `rank`: `steps` × `accumulation` of them from global step `start_step` on, endless if None.
 
     `workers` processes decode ahead, `prefetch` micro-batches each (0: in this process, when asked); `pin` copies
     to page-locked memory; `image_size` = (width, height) delivered; without `shuffle` every epoch is in file order.
+    `bad` says how many damaged samples are left out, and counts them (None: the first one is an error). `worker_init`
+    is called in each loader process with its index, before it reads.
     Raises `DataError` if the folder cannot be read or holds fewer samples of `split` than one global batch.
     """
     manifest, entries, options = open_request(
         folder,
         split,
         pin=pin,
+        worker_init=worker_init,
         rank=rank,
         world_size=world_size,
         micro_batch=micro_batch,
@@ -154,5 +160,6 @@ def indexed_loader(
         micro_batch=micro_batch,
         first_step=start_step,
         steps=steps,
+        bad=BadSamples() if bad is None else bad,
         options=options,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from ..errors import DataError
 from ..manifest import SPLITS, Manifest, open_folder
 from ..shards import SampleEntry, Shard
 
-Batch = dict[str, torch.Tensor]
 _LEAST = {
     "world_size": 1,
     "rank": 0,
@@ -25,7 +25,7 @@ _LEAST = {
 
 
 def open_request(
-    folder: Path | str, split: str, *, pin: bool, **numbers: int
+    folder: Path | str, split: str, *, pin: bool, worker_init: Callable[[int], None] | None, **numbers: int
 ) -> tuple[Manifest, list[tuple[Shard, SampleEntry]], dict[str, Any]]:
     """(manifest, samples of `split`, keyword arguments for torch's DataLoader), or a `DataError` that says why not.
 
@@ -53,5 +53,5 @@ def open_request(
         )
     options: dict[str, Any] = {"num_workers": numbers["workers"], "pin_memory": pin}
     if numbers["workers"]:
-        options["prefetch_factor"] = numbers["prefetch"]
+        options |= {"prefetch_factor": numbers["prefetch"], "worker_init_fn": worker_init}
     return manifest, entries, options

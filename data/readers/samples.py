@@ -10,6 +10,7 @@ from pathlib import Path
 from ..decode import Sample, decode_sample
 from ..errors import DataError
 from ..shards import SampleEntry, Shard
+from ..skipping import BadSample
 from ..tar import scan, split_name
 
 MAX_OPEN_SHARDS = 256
@@ -31,13 +32,15 @@ class SampleReader:
         """Sample `index`, checked against its CRC-32 where the manifest has one; raises `DataError`."""
         shard, entry = self.entries[index]
         where = f"{shard.name}: sample {entry.key!r} at offset {entry.offset}"
-        if entry.bytes > len(self._buffer):
-            self._buffer = bytearray(entry.bytes)
-        # Read into memory that is in use already and decoded from there: fresh memory for a megabyte costs more
-        # than its checksum.
-        content = memoryview(self._buffer)[: entry.bytes]
         try:
-            size = os.preadv(self._descriptor(shard.name), [content], entry.offset)
+            descriptor = self._descriptor(shard.name)
+            if entry.bytes > len(self._buffer):
+                # No more than there is to read: a manifest may claim any size.
+                self._buffer = bytearray(max(0, min(entry.bytes, os.fstat(descriptor).st_size - entry.offset)))
+            # Read into memory that is in use already and decoded from there: fresh memory for a megabyte costs more
+            # than its checksum.
+            content = memoryview(self._buffer)[: entry.bytes]
+            size = os.preadv(descriptor, [content], entry.offset)
         except OSError as error:
             raise DataError(f"{self.folder / shard.name}: {error.strerror}") from None
         if size < entry.bytes:
@@ -53,6 +56,22 @@ class SampleReader:
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         return decode_sample(members, key=entry.key, shard=shard.name, image_size=self.image_size)
+
+    def readable(self, index: int, budget: int, bad: list[BadSample]) -> Sample:
+        """Sample `index` or, where it is damaged, the next in file order that is not, the last followed by the first:
+        which one, depends on the data alone.
+
+        Damaged ones met are appended to `bad`. Raises `DataError` after more than `budget` of them, or if all are.
+        """
+        for step in range(len(self)):
+            shard, entry = self.entries[number := (index + step) % len(self)]
+            try:
+                return self[number]
+            except DataError as error:
+                bad.append(BadSample.of(shard, entry, error))
+                if step >= budget:
+                    raise
+        raise DataError(f"{self.folder}: none of the {len(self)} samples can be read, the last: {bad[-1].message}")
 
     def _descriptor(self, name: str) -> int:
         if name in self._open:

@@ -7,12 +7,9 @@ a shell) are never reached, and members are decoded here, so that nothing is unp
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
 import random
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from webdataset import filters
 from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import split_by_worker
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ..batch import collate
 from ..decode import Sample, decode_sample
 from ..errors import DataError
 from ..manifest import Manifest
-from ..shards import Shard
-from ..tar import split_name
-from .request import Batch, open_request
+from ..shards import SampleEntry, Shard
+from ..skipping import BadSample, BadSamples
+from .archive import listed_samples
+from .delivery import Batch, Delivered, Deliveries
+from .request import open_request
 
 SHUFFLE_BUFFER = 256
 """Samples, still undecoded, among which the next one is drawn."""
@@ -46,6 +44,7 @@ class StreamLoader:
         samples: int,
         global_batch: int,
         micro_batches: int | None,
+        bad: BadSamples,
         options: dict[str, Any],
     ):
         self.manifest = manifest
@@ -54,27 +53,26 @@ class StreamLoader:
         self.steps_per_epoch = samples // global_batch
         self.dropped_per_epoch = 0
         """Nothing is dropped: batches go on over the end of an epoch."""
-        self._pipeline, self._micro_batches, self._options = pipeline, micro_batches, options
-        self._iterator: Iterator[Batch | DataError] | None = None
+        self._pipeline, self._micro_batches, self._bad, self._options = pipeline, micro_batches, bad, options
+        self._deliveries: Deliveries | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        """Starts again at the beginning; an earlier iteration ends. Raises `DataError` at damaged data."""
+        """Starts again at the beginning; an earlier iteration ends.
+
+        Raises `DataError` at damage that is not left out, `LoaderDied` if a loader process dies.
+        """
         self.close()
-        self._iterator = iter(DataLoader(self._pipeline, batch_size=None, **self._options))
-        count = itertools.count() if self._micro_batches is None else range(self._micro_batches)
-        for _ in count:
-            if self._iterator is None:
-                return
-            batch = next(self._iterator)
-            if isinstance(batch, DataError):
-                self.close()
-                raise batch
-            yield batch
-        self.close()
+        loader = DataLoader(self._pipeline, batch_size=None, **self._options)
+        self._deliveries = deliveries = Deliveries(loader, self._bad)
+        try:
+            yield from itertools.islice(deliveries, self._micro_batches)
+        finally:
+            deliveries.close()
 
     def close(self) -> None:
         """Ends the loader processes. Iterating again starts anew."""
-        self._iterator = None  # the last reference: torch ends its processes with it
+        if self._deliveries is not None:
+            self._deliveries.close()
 
 
 def stream_loader(
@@ -93,8 +91,11 @@ def stream_loader(
     pin: bool = False,
     image_size: tuple[int, int] | None = None,
     shuffle: bool = True,
+    bad: BadSamples | None = None,
+    worker_init: Callable[[int], None] | None = None,
 ) -> StreamLoader:
     """The micro-batches of `rank`, with the arguments of `indexed_loader`; epochs follow each other without a seam.
+    Nothing stands in for what is left out: the next sample follows, and of a damaged shard all from there on is.
 
     Switches the secure mode of webdataset on for this process and those started from it: the library then refuses
     URLs, shell commands and pickles everywhere. Raises `DataError` as `indexed_loader` does, for `start_step` > 0
@@ -104,6 +105,7 @@ def stream_loader(
         folder,
         split,
         pin=pin,
+        worker_init=worker_init,
         rank=rank,
         world_size=world_size,
         micro_batch=micro_batch,
@@ -122,22 +124,23 @@ def stream_loader(
             "processes need one each; use fewer of them, more and smaller shards, or the indexed reader"
         )
     webdataset.utils.enforce_security = True  # pyright: ignore[reportAttributeAccessIssue] (missing in its stub)
+    bad = BadSamples() if bad is None else bad
+    found = _Found(bad.budget, patience=len(entries) + len(shards))
     stages = [
         _ShardOrder(Path(folder).absolute(), shards, rank, world_size, seed if shuffle else None),
         split_by_worker,
-        _opened,
-        functools.partial(tar_file_expander, select_files=_belongs_to_a_sample),
-        group_by_keys,
+        _Samples(found),
         *([filters.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, seed=seed + rank)] if shuffle else []),
-        filters.map(_Decode(image_size)),
+        _Decode(image_size, found),
         filters.batched(micro_batch, collation_fn=collate, partial=False),
     ]
     return StreamLoader(
-        _ErrorsAsItems(DataPipeline(*stages)),
+        _Delivering(DataPipeline(*stages), found),
         manifest,
         samples=len(entries),
         global_batch=micro_batch * accumulation * world_size,
         micro_batches=None if steps is None else steps * accumulation,
+        bad=bad,
         options=options,
     )
 
@@ -156,49 +159,78 @@ class _ShardOrder:
             yield from ((self.folder / shard.name, shard) for shard in order[self.rank :: self.world_size])
 
 
-def _opened(shards: Iterable[tuple[Path, Shard]]) -> Iterator[dict[str, Any]]:
-    """What webdataset's own opener would yield, for local files of the expected size that are plain tar archives."""
-    for path, shard in shards:
-        try:
-            stream = path.open("rb")
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from None
-        with stream:
-            if (size := os.fstat(stream.fileno()).st_size) != shard.bytes:
-                raise DataError(f"{path.name}: expected {shard.bytes} bytes, found {size}: truncated or changed")
-            # webdataset would unpack a compressed archive, of any size, without being asked.
-            if stream.read(262)[257:] != b"ustar":
-                raise DataError(f"{path.name}: offset 0: not a plain tar archive")
-            stream.seek(0)
-            yield {"url": str(path), "stream": stream}
+class _Found:
+    """The damaged samples that one loader process met since its last batch, and how often it fails in a row."""
+
+    def __init__(self, budget: int, patience: int):
+        self._distinct, self._patience, self._in_a_row = BadSamples(budget), patience, 0
+        self._waiting: list[BadSample] = []
+
+    def bad(self, shard: Shard, entry: SampleEntry | None, error: DataError) -> None:
+        """Leaves out one sample, or the rest of a shard. Raises `DataError` where that is one too many."""
+        if not self._distinct.budget:
+            raise error
+        self._waiting.append(BadSample.of(shard, entry, error))
+        self._distinct.add(self._waiting[-1:])
+        self._in_a_row += 1
+        # The same few damaged samples over and over: no batch would ever come.
+        if self._in_a_row > self._patience:
+            raise DataError(f"no sample of this rank's {shard.split} shards can be read, the last: {error}")
+
+    def good(self) -> None:
+        """Tells that a sample was read."""
+        self._in_a_row = 0
+
+    def take(self) -> list[BadSample]:
+        """What was left out since the last call."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
 
 
-def _belongs_to_a_sample(name: str) -> bool:
-    return split_name(name) != ("", "")
+class _Samples:
+    """The undecoded samples of one shard after the other, each shard held against what the manifest says is in it."""
+
+    def __init__(self, found: _Found):
+        self.found = found
+
+    def __call__(self, shards: Iterable[tuple[Path, Shard]]) -> Iterator[dict[str, Any]]:
+        for path, shard in shards:
+            try:
+                yield from listed_samples(path, shard)
+            except DataError as error:
+                self.found.bad(shard, None, error)
 
 
 class _Decode:
-    """Decodes what `group_by_keys` yields."""
+    """Decodes what `_Samples` yields, and leaves out what does not decode."""
 
-    def __init__(self, image_size: tuple[int, int] | None):
-        self.image_size = image_size
+    def __init__(self, image_size: tuple[int, int] | None, found: _Found):
+        self.image_size, self.found = image_size, found
 
-    def __call__(self, sample: dict[str, Any]) -> Sample:
-        members = {name: content for name, content in sample.items() if not name.startswith("__")}
-        shard = Path(sample["__url__"]).name
-        return decode_sample(members, key=sample["__key__"], shard=shard, image_size=self.image_size)
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[Sample]:
+        for sample in samples:
+            members = {name: content for name, content in sample.items() if not name.startswith("__")}
+            shard, entry = sample["__shard__"], sample["__entry__"]
+            try:
+                if sample["__error__"] is not None:
+                    raise sample["__error__"]
+                decoded = decode_sample(members, key=entry.key, shard=shard.name, image_size=self.image_size)
+            except DataError as error:
+                self.found.bad(shard, entry, error)
+                continue
+            self.found.good()
+            yield decoded
 
 
-class _ErrorsAsItems(IterableDataset):
-    """Hands errors on as the last item: torch would wrap a raised one in the traceback of its process."""
+class _Delivering(IterableDataset):
+    """The pipeline's batches along with what was left out of them; an error is the last item."""
 
-    def __init__(self, pipeline: Iterable[Batch]):
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Iterable[Batch], found: _Found):
+        self.pipeline, self.found = pipeline, found
 
-    def __iter__(self) -> Iterator[Batch | DataError]:
+    def __iter__(self) -> Iterator[Delivered]:
         try:
-            yield from self.pipeline
+            for batch in self.pipeline:
+                yield Delivered(batch, self.found.take())
         except DataError as error:
-            yield error
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            yield DataError(f"a shard is damaged: {error.args[0] if error.args else type(error).__name__}")
+            yield Delivered(error, self.found.take())

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,7 +14,7 @@ from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from .. import devices, environment, strategies
 from ..config import RunConfig, build, is_user_model, name_of, parse_target
-from ..errors import Exit, PreflightError
+from ..errors import Exit
 from ..explain import explanation
 from ..options import Options
 from ..plan import Plan, resolve
@@ -54,6 +53,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     from ...reports.live import LiveLine
     from ...reports.table import run_table
     from ..dataset import prepare
+    from ..opening import opened
     from ..supervision.supervisor import supervise
 
     for note in plan.notes:
@@ -64,23 +64,23 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     if dataset is not None:
         _say(f"data: {dataset.folder}")
         plan = replace(plan, config=plan.config.model_copy(update={"data": str(dataset.folder)}))
-    folder = _create_folder(plan)
-    _say(f"run folder: {folder.path}")
-    folder.write("run.json", run_json_of(plan, dataset, folder, argv))
-    config = plan.config
-    with LiveLine(
-        sys.stderr,
-        world_size=plan.world_size,
-        global_batch=plan.global_batch,
-        total_steps=config.warmup + (config.steps or 0),
-        warmup=config.warmup,
-        probe=config.probe == "on",
-    ) as display:
-        status = supervise(folder, plan, display)
-    summary = write_summary(folder)
+    digest = None if dataset is None else dataset.manifest.digest
+    with opened(plan, lambda folder: run_json_of(plan, dataset, folder, argv), digest, _say) as place:
+        folder, config = place.folder, plan.config
+        with LiveLine(
+            sys.stderr,
+            world_size=len(plan.local_ranks),
+            global_batch=plan.global_batch,
+            total_steps=config.warmup + (config.steps or 0),
+            warmup=config.warmup,
+            probe=config.probe == "on",
+            first_host=config.node_rank == 0,
+        ) as display:
+            status = supervise(folder, plan, display, hosts=place.hosts, owned=place.owned)
+        summary = write_summary(folder) if config.node_rank == 0 else status
     if as_json:
         print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
-    elif summary["steps"]["measured"]:
+    elif config.node_rank == 0 and summary["steps"]["measured"]:
         Console(highlight=False).print(run_table(summary, folder.read("run.json").get("law")))
     if status["exit_code"] != Exit.OK:
         for line in explanation(folder, status):
@@ -89,17 +89,6 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     if not as_json:
         print(f"run folder: {folder.path}")
     return Exit.OK
-
-
-def _create_folder(plan: Plan) -> RunFolder:
-    out = Path(plan.config.out)
-    try:
-        return RunFolder.create(out, name_of(plan.config))
-    except OSError as error:
-        raise PreflightError(
-            f"--out {out}: cannot make a folder there: {error.strerror or error}",
-            hint="give a folder that can be written with --out DIR",
-        ) from error
 
 
 def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequence[str]) -> dict[str, Any]:

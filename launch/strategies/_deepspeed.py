@@ -7,6 +7,7 @@ In particular it clips gradients to norm 1.0 unless told otherwise.
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -126,7 +127,33 @@ class DeepSpeedSharded(Sharded):
         self._engine.destroy()
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        with _failures_at_the_end(self._engine):
+            self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+
+@contextlib.contextmanager
+def _failures_at_the_end(engine: Any) -> Iterator[None]:
+    """Within, `engine` goes on after a file that it could not write, and the failure is raised when it is done: its
+    save ends in a barrier, where the other ranks would wait for one that has raised."""
+    failures: list[Exception] = []
+    writer = engine.checkpoint_engine
+    write = writer.save
+
+    def save(*args: Any, **options: Any) -> None:
+        try:
+            write(*args, **options)
+        except Exception as error:
+            failures.append(error)
+
+    writer.save = save
+    # Programs for converting a checkpoint, which it would put beside it: nobody asked, and they can fail as well.
+    engine._copy_recovery_script = lambda save_path: None
+    try:
+        yield
+    finally:
+        del writer.save
+    if failures:
+        raise failures[0]
 
 
 class SlicedStates(DeepSpeedSharded):

@@ -16,7 +16,8 @@ from ...profiles.runfolder import RunFolder
 from . import collectives
 from .launchers import Launcher
 from .pulse import BEAT_SECONDS, FINAL, Sighting, dump_request, see
-from .verdict import Evidence, of_death, of_error, of_hang, of_mismatch
+from .report import Evidence, Report
+from .verdict import of_death, of_error
 
 # Peers of a rank that is gone meet it in their next collective: the time they get to write down what they met.
 PEERS_SECONDS = 2.0
@@ -55,33 +56,34 @@ def collect(
     ranks: Sequence[Sighting],
     launcher: Launcher,
     *,
-    hung: Sequence[Sighting],
-    silence: float,
+    hung: bool,
+    silence_seconds: float,
     memory: Callable[[], str | None],
-) -> tuple[list[Sighting], list[Evidence]]:
-    """The ranks as they are at the end, and what went wrong on each of them. Kills those that do not end by themselves.
+) -> Report:
+    """What went wrong on the ranks of this host. Kills those that do not end by themselves.
 
-    `hung` are ranks as they hung, when that is the trouble; `memory` tells whether the kernel killed for memory.
+    With `hung`, their stacks are asked for and nobody is waited for. `memory` tells whether the kernel killed for it.
     """
-    host, now = socket.gethostname(), time.monotonic()
+    host = socket.gethostname()
+    numbers = [seen.rank for seen in ranks]
     if hung:
-        odd = collectives.odd_one_out(collectives.read(folder.path, [seen.rank for seen in ranks]))
-        return list(ranks), [of_hang(hung, odd, host, now, silence)]
+        seen = ask_for_stacks(folder, ranks)
+        stuck = [item for item in seen if item.state not in FINAL and not item.gone]
+        lists = collectives.read(folder.path, numbers)
+        return Report(host=host, ranks=seen, stuck=stuck, collectives=lists, silence_seconds=silence_seconds)
     seen = _wait_for_peers(folder, ranks, launcher)
     # Those that are gone now went by themselves; whoever goes later was killed by us.
     lost = {item.rank for item in seen if item.gone and item.state not in FINAL}
     end_all(launcher, seen)
     evidence: list[Evidence] = []
-    for item in [see(folder.path, item.rank) for item in seen]:
-        error = folder.read(f"errors/{folder.error_file(item.rank).name}")
+    for item in [see(folder.path, rank) for rank in numbers]:
+        error = folder.read(f"errors/{folder.error_file(item.rank).name}") or item.last_words
         if error is not None:
-            evidence.append(of_error({"host": host, **error}))
+            evidence.append(of_error(error))
         elif item.rank in lost:
             log = folder.log_file(item.rank)
-            evidence.append(of_death(item, host, now, memory=memory(), log=log, printed=_end_of(log)))
-    if evidence and all(item.consequence for item in evidence):
-        evidence.append(of_mismatch(evidence, collectives.read(folder.path, [item.rank for item in seen])))
-    return seen, evidence
+            evidence.append(of_death(item, host, time.monotonic(), memory=memory(), log=log, printed=_end_of(log)))
+    return Report(host=host, ranks=seen, evidence=evidence, collectives=collectives.read(folder.path, numbers))
 
 
 def _end_of(log: Path) -> str:

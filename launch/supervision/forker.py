@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...profiles.runfolder import RunFolder
 from ..config import RunConfig
-from ..ranks import LISTENER_VARIABLE, Rank, listen_on_free_port
+from ..ranks import LISTENER_VARIABLE, Rank, first_rank, listen_on_free_port, store_of_hosts
 from ..setting import Setting
 from .parent import die_with_parent, leave_signals_to_ranks
 from .pulse import record_end
@@ -28,28 +28,31 @@ def main() -> None:
     from .. import strategies
 
     strategies.load(config.strategy).preload(setting)
-    sys.exit(fork_ranks(folder, setting))
+    sys.exit(fork_ranks(folder, setting, config.gpus or setting.world_size))
 
 
-def fork_ranks(folder: RunFolder, setting: Setting) -> int:
-    """Fork all ranks and wait for their ends, each written down as it comes; 0 when all exited with 0."""
+def fork_ranks(folder: RunFolder, setting: Setting, gpus: int) -> int:
+    """Fork the `gpus` ranks of this host and write their ends down as they come; 0 when all exited with 0."""
     from .. import worker
 
     leave_signals_to_ranks()
-    listener = listen_on_free_port()
-    port, forker = listener.getsockname()[1], os.getpid()
+    forker, listener, store = os.getpid(), None, store_of_hosts()
+    if store is None:
+        listener = listen_on_free_port()
+        store = ("127.0.0.1", listener.getsockname()[1])
+        os.environ[LISTENER_VARIABLE] = str(listener.fileno())
     children: dict[int, int] = {}
-    for index in range(setting.world_size):
-        rank = Rank(rank=index, local_rank=index, world_size=setting.world_size, local_world_size=setting.world_size)
+    for index in range(gpus):
+        rank = Rank(rank=first_rank() + index, local_rank=index, world_size=setting.world_size, local_world_size=gpus)
         pid = os.fork()
         if pid == 0:
             die_with_parent(forker)
-            os.environ.update(rank.environment(port))
-            os.environ[LISTENER_VARIABLE] = str(listener.fileno())
-            worker.redirect_output(folder.log_file(index))
+            os.environ.update(rank.environment(*store))
+            worker.redirect_output(folder.log_file(rank.rank))
             worker.leave(worker.run_rank(folder, rank))
-        children[pid] = index
-    listener.close()
+        children[pid] = rank.rank
+    if listener is not None:
+        listener.close()
     failed = 0
     while children:
         pid, status = os.wait()

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ...profiles.runfolder import RunFolder
 from ..plan import Plan
+from ..ranks import FIRST_RANK_VARIABLE
 
 
 class Launcher(Protocol):
@@ -24,7 +25,7 @@ class Launcher(Protocol):
 
 def start(folder: RunFolder, plan: Plan) -> Launcher:
     """Start the launcher that `plan` names; it reads the rest from `folder`."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", FIRST_RANK_VARIABLE: str(plan.local_ranks.start)}
     command = [sys.executable, "-m", "scalelab.launch.supervision.forker", str(folder.path)]
     if plan.config.launcher == "torchrun":
         environment["OMP_NUM_THREADS"] = str(plan.threads_per_rank)

@@ -29,8 +29,10 @@ _WORDED = re.compile(
     r"|std::bad_alloc$",
     re.DOTALL,
 )
-_ASKED = re.compile(r"(?:tried to allocate|unable to allocate|unable to mmap) ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
-_UNITS = {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_ASKED = re.compile(
+    r"(?:tried to allocate|unable to allocate|unable to mmap) ([\d.]+) (bytes|[KMGTPE]iB)", re.IGNORECASE
+)
+_UNITS = {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40, "pib": 1 << 50, "eib": 1 << 60}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

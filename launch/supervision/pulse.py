@@ -22,6 +22,8 @@ import psutil
 BEAT_SECONDS = 0.5
 BLOCK_BYTES = 512
 PLACE, BEAT, NEWS, END = (index * BLOCK_BYTES for index in range(4))
+# Behind them, in a file that has been given its size: what ended the rank, when nothing else can be written.
+LAST_WORDS, LAST_WORDS_BYTES = 4 * BLOCK_BYTES, 4096
 # States in which a rank has nothing left to do.
 FINAL = ("finished", "stopped", "failed")
 # Steps of which the 99th percentile is taken; events between steps do not count.
@@ -32,6 +34,11 @@ EVENTS = ("checkpoint", "evaluation")
 def pulse_file(folder: Path, rank: int) -> Path:
     """The file of `rank` in the run folder `folder`."""
     return folder / "live" / f"r{rank:03d}"
+
+
+def stack_file(folder: Path, rank: int) -> Path:
+    """Where `rank` writes its stack when it is asked to."""
+    return folder / "live" / f"r{rank:03d}.stack"
 
 
 def dump_request(folder: Path) -> Path:
@@ -79,6 +86,11 @@ class Pulse:
         """Figures of the step just done, for the display."""
         self._put(NEWS, figures)
 
+    def last_words(self, error: dict[str, Any]) -> None:
+        """What ended this rank, for a disk that takes no new file. Long texts are cut."""
+        short = {name: value[:400] if isinstance(value, str) else value for name, value in error.items()}
+        _put(self._descriptor, LAST_WORDS, short, LAST_WORDS_BYTES)
+
     def beat(self) -> None:
         """One beat: shows that this process runs its threads, and how long its steps take."""
         recent = sorted(self._recent)
@@ -106,9 +118,9 @@ class Pulse:
         _put(self._descriptor, place, values)
 
 
-def _put(descriptor: int, place: int, values: dict[str, Any]) -> None:
-    content = orjson.dumps(values).ljust(BLOCK_BYTES)
-    if len(content) == BLOCK_BYTES:
+def _put(descriptor: int, place: int, values: dict[str, Any], size: int = BLOCK_BYTES) -> None:
+    content = orjson.dumps(values).ljust(size)
+    if len(content) == size:
         try:
             os.pwrite(descriptor, content, place)
         except OSError:  # a full disk, say: the records will tell
@@ -145,6 +157,8 @@ class Sighting:
     process: str | None = None
     """psutil's word for the process's state; None when there is none, or none yet."""
     news: dict[str, Any] | None = None
+    last_words: dict[str, Any] | None = None
+    """The error that ended the rank, where it could not write a file of its own."""
 
     @property
     def gone(self) -> bool:
@@ -175,11 +189,17 @@ def see(folder: Path, rank: int) -> Sighting:
         ended_at=end.get("at"),
         process=_process_state(pid),
         news=news or None,
+        last_words=_block(raw, LAST_WORDS, LAST_WORDS_BYTES) or None,
     )
 
 
-def _block(raw: bytes, place: int) -> dict[str, Any]:
-    content = raw[place : place + BLOCK_BYTES].strip(b" \0")
+def prepare(folder: Path, rank: int) -> None:
+    """Make the pulse file of `rank`, at its full size: later writes need no more room on the disk."""
+    pulse_file(folder, rank).write_bytes(b" " * (LAST_WORDS + LAST_WORDS_BYTES))
+
+
+def _block(raw: bytes, place: int, size: int = BLOCK_BYTES) -> dict[str, Any]:
+    content = raw[place : place + size].strip(b" \0")
     try:
         return orjson.loads(content) if content else {}
     except orjson.JSONDecodeError:  # met in the middle of a write: the next look sees it whole

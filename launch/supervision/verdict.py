@@ -7,14 +7,17 @@ cause, whatever the number of the rank.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import Exit
+from ..stopping import SIGNALS
 from .collectives import Odd, last_of, odd_one_out
 from .pulse import Sighting
+from .report import Collectives, Evidence, Report
 
 # Signals that our own way of ending a run, or the launcher's, sends.
 OURS = (signal.SIGTERM, signal.SIGKILL)
@@ -22,24 +25,6 @@ SAME_ORDER = "every rank must call the same collectives in the same order: look 
 # gloo ends the process when a message is longer than what it was to receive.
 GLOO_MISMATCH = "gloo::EnforceNotMet"
 ORDER = ("data", "h2d", "forward", "backward", "optimizer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """One thing that went wrong on one rank (None: on no single one). `at` is on the host's monotonic clock."""
-
-    rank: int | None
-    host: str
-    at: float
-    phase: str | None
-    step: int | None
-    exit_code: int
-    cause: str
-    hint: str = ""
-    consequence: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def of_error(error: dict[str, Any]) -> Evidence:
@@ -121,7 +106,7 @@ def of_hang(stuck: Sequence[Sighting], odd: Odd | None, host: str, now: float, s
     return hung(behind, f"{waited} on any rank, all at the same place: the network?", stacks, culprit=False)
 
 
-def of_mismatch(errors: Sequence[Evidence], lists: Mapping[int, Sequence[Mapping[str, Any]]]) -> Evidence:
+def of_mismatch(errors: Sequence[Evidence], lists: Collectives) -> Evidence:
     """What lies behind `errors` of communication alone: ranks in different collectives, else a broken connection."""
     first = min(errors, key=lambda item: item.at)
     odd = odd_one_out(lists)
@@ -143,8 +128,43 @@ def _place(seen: Sighting) -> tuple[int, int]:
     return step, ORDER.index(seen.phase) if seen.phase in ORDER else -1
 
 
+def conclude(reports: Sequence[Report], lost: Sequence[Evidence] = ()) -> dict[str, Any]:
+    """The final status of a run out of every host's report, and evidence of hosts that are not heard of any more."""
+    ranks = [seen for report in reports for seen in report.ranks]
+    evidence = [*lost, *(item for report in reports for item in report.evidence)]
+    lists = {rank: calls for report in reports for rank, calls in (report.collectives or {}).items()}
+    stuck = [seen for report in reports for seen in report.stuck]
+    if stuck:
+        report = next(report for report in reports if report.stuck)
+        evidence.append(of_hang(stuck, odd_one_out(lists), report.host, time.monotonic(), report.silence_seconds))
+    elif evidence and all(item.consequence for item in evidence):
+        evidence.append(of_mismatch(evidence, lists))
+    if evidence:
+        return decide(evidence)
+    if all(seen.state == "finished" for seen in ranks):
+        return status("finished", max(seen.code for seen in ranks))
+    if stopped := [seen for seen in ranks if seen.state == "stopped"]:
+        return _stopped(Exit(stopped[0].code), min(seen.step or 0 for seen in stopped))
+    if interrupted := next((report for report in reports if report.signal is not None), None):
+        number = signal.Signals(interrupted.signal or 0)
+        cause = f"ended by {number.name}, at once"
+        return status(
+            "interrupted", SIGNALS[number], cause=cause, hint="what the ranks had done until then is in the run folder"
+        )
+    codes = ", ".join(str(report.launcher_code) for report in reports)
+    cause = f"the ranks could not be started (exit code {codes})"
+    return status("failed", Exit.WORKER_DIED, cause=cause, hint="see logs/launcher.log in the run folder")
+
+
+def _stopped(code: Exit, step: int) -> dict[str, Any]:
+    why = {Exit.PREEMPTED: "SIGUSR1", Exit.INTERRUPTED: "Ctrl-C", Exit.TERMINATED: "SIGTERM or SIGHUP"}[code]
+    state = "preempted" if code is Exit.PREEMPTED else "interrupted"
+    hint = "requeue the job: its last checkpoint is in the run folder" if code is Exit.PREEMPTED else ""
+    return status(state, code, cause=f"stopped by {why} after step {step}, on all ranks", hint=hint)
+
+
 def decide(evidence: Sequence[Evidence]) -> dict[str, Any]:
-    """The final status of a failed run out of all `evidence`, of which there is some."""
+    """The status of a failed run out of all `evidence`, of which there is some."""
     causes = [item for item in evidence if not item.consequence] or list(evidence)
     first = min(causes, key=lambda item: item.at)
     rest = sorted(

@@ -22,12 +22,8 @@ PATIENT_SECONDS = 600.0
 KNOWN_STEPS = 2
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """`lost`: `ranks` failed or are gone. `hung`: `ranks` make no progress."""
-
-    kind: Literal["lost", "hung"]
-    ranks: tuple[int, ...]
+# `lost`: a rank failed or is gone. `hung`: ranks make no progress.
+Trouble = Literal["lost", "hung"]
 
 
 @dataclass(frozen=True)
@@ -43,17 +39,15 @@ class Watchdog:
 
     def look(self, ranks: Sequence[Sighting], now: float) -> Trouble | None:
         """What is wrong with `ranks`, all those of one host, at the time `now` of its monotonic clock."""
-        lost = [seen.rank for seen in ranks if seen.state == "failed" or (seen.gone and seen.state not in FINAL)]
-        if lost:
-            return Trouble("lost", tuple(lost))
+        if any(seen.state == "failed" or (seen.gone and seen.state not in FINAL) for seen in ranks):
+            return "lost"
         if self.hang_seconds == 0:
             return None
         busy = [seen for seen in ranks if seen.state not in FINAL]
-        frozen = [s.rank for s in busy if s.beat_at is not None and now - s.beat_at > self.silence_seconds]
-        if frozen:
-            return Trouble("hung", tuple(frozen))
-        if busy and all(s.since is not None and now - s.since > self.limit(s) for s in busy):
-            return Trouble("hung", tuple(s.rank for s in busy))
+        if any(seen.beat_at is not None and now - seen.beat_at > self.silence_seconds for seen in busy):
+            return "hung"
+        if busy and all(seen.since is not None and now - seen.since > self.limit(seen) for seen in busy):
+            return "hung"
         return None
 
     def limit(self, seen: Sighting) -> float:

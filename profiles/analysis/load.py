@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..records import EndRecord, EventRecord, MemoryRecord, Record, StartRecord, StepRecord, WindowRecord
+from ..records import (
+    BadSampleRecord,
+    EndRecord,
+    EventRecord,
+    MemoryRecord,
+    Record,
+    StartRecord,
+    StepRecord,
+    WindowRecord,
+)
 from ..runfolder import RunFolder
 
 Kind = TypeVar("Kind", bound=Record)
@@ -25,6 +34,7 @@ class RankRecords:
     events: tuple[EventRecord, ...]
     memory: MemoryRecord | None
     window: WindowRecord | None
+    bad_samples: tuple[BadSampleRecord, ...] = ()
     end: EndRecord | None
     unreadable: int
 
@@ -77,6 +87,7 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         events=tuple(record for record in records if isinstance(record, EventRecord)),
         memory=_first(records, MemoryRecord),
         window=_first(records, WindowRecord),
+        bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),
         end=_first(records, EndRecord),
         unreadable=unreadable,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from ..records import SCHEMA
 from ..runfolder import RunFolder
 from .cost import cost
+from .data import data
 from .load import Run, load_run
 from .memory import memory
 from .reasons import Null, nulls
@@ -47,7 +48,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "device": config["device"],
         "device_name": facts["device_name"],
         "world_size": facts["world_size"],
-        "nodes": 1,
+        "nodes": config.get("nodes", 1),
         "oversubscribed": facts["oversubscribed"],
         "precision": facts["precision"],
         "checkpointing": config["checkpointing"],
@@ -56,6 +57,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "grad_accumulation": config["grad_accumulation"],
         "global_batch": config["global_batch"],
         "model": _model(facts, null),
+        "data": data(run, null),
         "steps": {
             "warmup": min((sum(s.role == "warmup" for s in rank.steps) for rank in run.ranks), default=0),
             "measured": len(steps) or min((rank.window.steps for rank in run.ranks if rank.window), default=0),

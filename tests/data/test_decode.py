@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import resource
 import warnings
 import zlib
 from collections.abc import Callable
@@ -122,6 +124,7 @@ WRONG: dict[str, tuple[Callable[[Members], object], str]] = {
 }
 
 
+@pytest.mark.fault(36, 37)
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_named(case: str) -> None:
     """Each wrong member is a one-line DataError that begins with shard, sample and field."""
@@ -135,6 +138,27 @@ def test_what_is_wrong_is_named(case: str) -> None:
     assert not Path("unpickled").exists()
 
 
+@pytest.mark.fault(36)
+@pytest.mark.parametrize("name", ["cam0.jpg", "cam0.png"])
+def test_a_huge_header_is_refused_before_memory_is_taken(name: str) -> None:
+    """A picture that claims 11 GB is refused where half a gigabyte is all there is."""
+    raw = huge_jpeg() if name.endswith("jpg") else huge_png()
+    child = os.fork()
+    if child == 0:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        room = pages * resource.getpagesize() + (512 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        try:
+            decode_image(raw, name, None)
+        except DataError:
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.fault(58)
 def test_members_that_are_not_ours_are_never_decoded() -> None:
     """Pickles and modules beside our members are left alone."""
     fields = members() | {"extra.pickle": b"\x80\x04.", "x.pyd": b"x", "weights.pth": b"x"}
@@ -142,6 +166,7 @@ def test_members_that_are_not_ours_are_never_decoded() -> None:
     assert not Path("unpickled").exists()
 
 
+@pytest.mark.fault(36, 37)
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damaged_members_raise_nothing_but_data_errors(data: st.DataObject) -> None:
@@ -173,6 +198,7 @@ def test_intrinsics_follow_the_image(width: int, height: int, to: tuple[int, int
     assert np.abs(found - centre * scale).max() < 0.3
 
 
+@pytest.mark.fault(36)
 def test_both_decoders_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without simplejpeg, Pillow delivers the same picture and scale, and says so once for all."""
     source = np.random.Generator(np.random.Philox(1)).integers(0, 255, (3, 5, 3), dtype=np.uint8)
@@ -194,6 +220,7 @@ def test_both_decoders_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.abs(scale - slow_scale).max() < 0.03
 
 
+@pytest.mark.fault(36)
 def test_png_is_read_and_bounded() -> None:
     """PNG images decode exactly; a header of 3.6 gigapixels, palettes and transparency are refused."""
     source = np.arange(40 * 64 * 3, dtype=np.uint8).reshape(40, 64, 3)

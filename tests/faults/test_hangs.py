@@ -27,9 +27,9 @@ def sleep_in_forward(rank: int, planted: int, *, with_lock: bool = False) -> Non
 
     at = Pulse.at
 
-    def sleeping(self: Pulse, step: int | None, name: str | None) -> None:
-        at(self, step, name)
-        if (step, name) == (3, "forward"):
+    def sleeping(self: Pulse, step: int | None, phase: str | None) -> None:
+        at(self, step, phase)
+        if (step, phase) == (3, "forward"):
             mark_fault()
             if with_lock:
                 ctypes.PyDLL(None).sleep(3600)

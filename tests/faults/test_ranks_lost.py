@@ -13,17 +13,17 @@ from scalelab.profiles.runfolder import RunFolder
 from tests.support.supervised import Timed, mark_fault, pid_of
 
 
-def die_when(rank: int, phase: str, planted: int, *, code: int | None = None) -> None:
-    """Have rank `planted` end when it comes to `phase` of step 3 (or to `phase` before the steps)."""
+def die_when(rank: int, name: str, planted: int, *, code: int | None = None) -> None:
+    """Have rank `planted` end when it comes to phase `name` of step 3 (or to it before the steps)."""
     if rank != planted:
         return
     from scalelab.launch.supervision.pulse import Pulse
 
     at = Pulse.at
 
-    def dying(self: Pulse, step: int | None, name: str | None) -> None:
-        at(self, step, name)
-        if name == phase and step in (None, 3):
+    def dying(self: Pulse, step: int | None, phase: str | None) -> None:
+        at(self, step, phase)
+        if phase == name and step in (None, 3):
             mark_fault()
             if code is not None:
                 os._exit(code)
@@ -46,7 +46,7 @@ def die_when(rank: int, phase: str, planted: int, *, code: int | None = None) ->
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.fault(8)), 1])
 def test_a_killed_rank_is_named_with_its_phase(tmp_path: Path, timed: Timed, phase: str, rank: int) -> None:
     """kill -9 of a rank: exit 5, that rank, phase and step; the peers' errors are consequences."""
-    found = timed(tmp_path, plant=functools.partial(die_when, phase=phase, planted=rank))
+    found = timed(tmp_path, plant=functools.partial(die_when, name=phase, planted=rank))
     early = phase in ("joining", "building")
     assert found.status["exit_code"] == 5
     assert found.status["culprit"] == {
@@ -62,7 +62,7 @@ def test_a_killed_rank_is_named_with_its_phase(tmp_path: Path, timed: Timed, pha
 @pytest.mark.fault(11)
 def test_a_rank_that_leaves_early_is_blamed(tmp_path: Path, timed: Timed) -> None:
     """A rank that exits with 0 in the middle is the culprit, not the peer that waits for it."""
-    found = timed(tmp_path, plant=functools.partial(die_when, phase="forward", planted=1, code=0))
+    found = timed(tmp_path, plant=functools.partial(die_when, name="forward", planted=1, code=0))
     assert (found.status["exit_code"], found.status["culprit"]["rank"]) == (5, 1)
     assert "left the run early" in found.status["cause"]
     assert found.left == []

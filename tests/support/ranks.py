@@ -62,7 +62,7 @@ def _main(
     import torch
 
     torch.set_num_threads(1)
-    os.environ.update(rank.environment(port))
+    os.environ.update(rank.environment("127.0.0.1", port))
     os.environ[LISTENER_VARIABLE] = str(listener.fileno())
     # PyTorch's flight recorder keeps this many collectives, all of which each look of tests/support/witness.py lists.
     os.environ["TORCH_FR_BUFFER_SIZE"] = "400"

@@ -107,7 +107,8 @@ def _fork(path: str, marker: str, plant: Plant | None) -> None:
             return run_rank(folder, rank)
 
         worker.run_rank = planted
-    os._exit(forker.fork_ranks(folder, Setting(**folder.read("run.json")["setting"])))
+    setting = Setting(**folder.read("run.json")["setting"])
+    os._exit(forker.fork_ranks(folder, setting, setting.world_size))
 
 
 def run_supervised(
@@ -128,7 +129,7 @@ def run_supervised(
     """
     file = place / "micro.py"
     file.write_text(textwrap.dedent(model).format(seconds=seconds))
-    values = {"model": str(file), "gpus": gpus, "steps": 40, "warmup": 1, "out": str(place), "device": "cpu"}
+    values = {"model": str(file), "gpus": gpus, "steps": 20, "warmup": 1, "out": str(place), "device": "cpu"}
     plan = resolve(build({**values, **options}), detect())
     folder = RunFolder.create(place, "fault")
     folder.write("run.json", run_json_of(plan, None, folder, ["test"]))
