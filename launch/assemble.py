@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..data.skipping import BadSamples
 from ..models.contract import ModelSource
 from ..models.driving import DrivingModel
+from ..profiles.capture.finite import FiniteWatch
 from ..profiles.capture.probe import Probe, WindowProbe
 from ..profiles.records import StartRecord
 from ..profiles.runfolder import RunFolder
@@ -38,6 +40,7 @@ class Job:
     device: torch.device
     rank: Rank
     folder: RunFolder
+    finite: FiniteWatch | None = None
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -84,7 +87,7 @@ class Saver:
                 values.update(self(step))
 
 
-def events_of(job: Job, saver: Saver) -> list[Event]:
+def events_of(job: Job, saver: Saver, bad: BadSamples) -> list[Event]:
     """What happens between steps: evaluation, then checkpoints."""
     config = job.config
     final = config.warmup + (config.steps or 0) - 1
@@ -95,7 +98,7 @@ def events_of(job: Job, saver: Saver) -> list[Event]:
     events: list[Event] = []
     if config.eval_every:
         assert isinstance(job.run.module, DrivingModel)
-        evaluate = Evaluation(job.run.module, config, job.rank, job.device)
+        evaluate = Evaluation(job.run.module, config, job.rank, job.device, bad)
 
         def evaluated(step: Step) -> dict[str, Any]:
             found = evaluate()

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import NoReturn
 import orjson
 
 from .. import __version__  # pyright: ignore[reportMissingImports] (launch/entry, once installed)
+from ..reports.console import hush
 from .errors import ConfigError, Exit, exit_code_of
 from .text import plain
 
@@ -39,7 +39,7 @@ def run_command(argv: list[str]) -> Exit:
         return Exit(_dispatch(argv))
     except BrokenPipeError:
         # The reader of our output left (`| head`): nobody is there to be told more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush(sys.stdout)
         return Exit.OK
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code_of(error)

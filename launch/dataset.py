@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data.errors import DataError
@@ -16,6 +15,7 @@ from ..data.generate import ensure_dataset
 from ..data.manifest import Manifest, check_sizes, load_manifest, open_folder
 from ..data.spec import DatasetSpec
 from ..models.presets import load_preset
+from ..reports.console import Console
 from .config import skip_budget
 from .errors import PreflightError
 from .plan import Plan
@@ -77,7 +77,7 @@ def _refuse_few_shards(dataset: Dataset, ranks: int, loaders: int) -> None:
 def progress_bar(title: str) -> Iterator[ProgressCallback]:
     """A callback (done, total) that moves a bar on stderr, or prints each tenth where nothing can be redrawn.
     Nothing shows until it is called."""
-    console = Console(file=sys.stderr, highlight=False)
+    console = Console(sys.stderr)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(title, total=None)

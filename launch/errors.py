@@ -8,10 +8,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 
-from ..data.errors import DataError
+from ..data.errors import DataError, LoaderDied
 from ..models.errors import ModelError
 from ..profiles.runfolder import SchemaError
 from ..profiles.storage import OutputError
+from .supervision.oom_killer import is_out_of_memory
 
 
 class Exit(enum.IntEnum):
@@ -87,9 +88,10 @@ class PreflightError(ScalelabError):
 
 
 class NumericError(ScalelabError):
-    """A loss or gradient that is not finite."""
+    """A loss or gradient that is not finite. `elsewhere`: all that is watched of this rank was, so it is a peer's."""
 
     exit_code = Exit.NUMERIC
+    elsewhere = False
 
 
 def exit_code_of(error: BaseException) -> Exit:
@@ -106,7 +108,8 @@ def exit_code_of(error: BaseException) -> Exit:
         return Exit.USAGE
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
-    # Torch's class is met by name: this module must load without torch.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, LoaderDied):
+        return Exit.WORKER_DIED
+    if is_out_of_memory(error):
         return Exit.OUT_OF_MEMORY
     return Exit.INTERNAL

@@ -21,6 +21,9 @@ def explanation(folder: RunFolder, status: dict[str, Any]) -> list[str]:
     if trace is not None:
         lines += [trace, ""]
     lines.append(f"error: {_place(status['culprit'])}{status['cause']}")
+    memory = (_failure(folder, status) or {}).get("memory") or {}
+    if memory.get("table"):
+        lines += ["", memory["table"], ""]
     consequences = status["consequences"]
     for other in consequences[:SHOWN_CONSEQUENCES]:
         lines.append(f"  as a consequence, {_place(other)}{_short(other['cause'])}")
@@ -33,17 +36,20 @@ def explanation(folder: RunFolder, status: dict[str, Any]) -> list[str]:
 
 def user_traceback(folder: RunFolder, status: dict[str, Any]) -> str | None:
     """The culprit's traceback from the first frame that is not ours on, when there is such a frame."""
-    culprit = status["culprit"]
-    if culprit is None:
-        return None
-    failure = folder.read(f"errors/{folder.error_file(culprit['rank']).name}")
-    if failure is None or failure["exit_code"] != Exit.WORKER_DIED:
+    failure = _failure(folder, status)
+    if failure is None or failure["exit_code"] != Exit.WORKER_DIED or failure["type"] == "LoaderDied":
         return None
     lines = failure["traceback"].splitlines()
     frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
     foreign = [index for index in frames if str(OURS) not in lines[index] and "site-packages" not in lines[index]]
     foreign = [index for index in foreign if "<frozen" not in lines[index] and "/contextlib.py" not in lines[index]]
     return "\n".join(lines[foreign[0] :]) if foreign else None
+
+
+def _failure(folder: RunFolder, status: dict[str, Any]) -> dict[str, Any] | None:
+    """What the culprit wrote of its own end, if it could."""
+    culprit = status["culprit"]
+    return None if culprit is None else folder.read(f"errors/{folder.error_file(culprit['rank']).name}")
 
 
 def _place(at: dict[str, Any] | None) -> str:

@@ -35,6 +35,8 @@ HEAP_BLOCK_BYTES = 32 << 20
 # The heap's size over what is alive in it: up to 1.3, and up to 2.0 where activations are computed again, measured with
 # glibc 2.36 over three steps of presets nano and tiny (1.0 with M_MMAP_THRESHOLD at 64 KiB); here with some to spare.
 HEAP_FACTOR = {"none": 1.4, "selective": 1.9, "full": 2.15}
+# Larger blocks have no gaps; kernels' scratch memory, which is not followed, grows with them.
+LARGE_FACTOR = 1.15
 # What the first step loads for good (code of kernels, scratch memory): 26 to 30 MiB with torch 2.13 on CPU.
 FIRST_STEP_BYTES = 32 << 20
 # Allowance for gaps and rounding of the CUDA caching allocator, and for workspaces of its libraries. Not measured.
@@ -241,7 +243,7 @@ def _needs(footprint: Footprint, training: Training) -> Callable[[int], float]:
     def charged(count: int) -> float:
         if not on_cpu:
             return count * CUDA_FACTOR
-        return count * (factor if count < HEAP_BLOCK_BYTES else 1)
+        return count * (factor if count < HEAP_BLOCK_BYTES else LARGE_FACTOR)
 
     def needs(size: int) -> float:
         step = footprint.peak_bytes(size, charged)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,11 +72,11 @@ def store_of_hosts() -> tuple[str, int] | None:
     return (host, int(port)) if port else None
 
 
-@contextlib.contextmanager
-def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
-    """Join the ranks; yields this rank's device. NCCL on CUDA, gloo on CPU.
+def join_ranks(rank: Rank, device: str) -> torch.device:
+    """Join the ranks; returns this rank's device. NCCL on CUDA, gloo on CPU.
 
-    Every collective of a run goes through the group made here.
+    Every collective of a run goes through the group made here. A rank of a run never takes it apart: gloo has been seen
+    to wait for ever there for peers that have left. It ends with the process.
     """
     import torch
     from torch import distributed
@@ -113,9 +112,7 @@ def process_group(rank: Rank, device: str) -> Iterator[torch.device]:
         timeout=timeout,
         device_id=here if device == "cuda" else None,
     )
-    yield here
-    # After an error this is not reached: taking the group apart would wait for peers that are gone.
-    distributed.destroy_process_group()
+    return here
 
 
 def control_group() -> Callable[[list[int]], list[int]]:
@@ -146,8 +143,9 @@ def is_communication_error(error: BaseException) -> bool:
     """Whether `error`, or what it was raised in handling of, is a collective's failure: mostly another rank's doing."""
     from torch import distributed
 
-    seen: BaseException | None = error
-    while seen is not None:
+    seen, met = error, set[int]()
+    while seen is not None and id(seen) not in met:
+        met.add(id(seen))
         if isinstance(seen, distributed.DistError):
             return True
         if isinstance(seen, RuntimeError) and not isinstance(seen, ValueError) and _PEER_LOST.search(str(seen)):

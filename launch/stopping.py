@@ -37,7 +37,8 @@ class Stopping:
         self._clock = clock
         self._wish = 0
         self._step = 0
-        self._next_check = 0
+        self._next_check = 1
+        self._checked_step = 0
         self._checked_at = clock()
         self.agreed = Exit.OK
         """What the run is to end with early; OK while it is to go on."""
@@ -56,13 +57,13 @@ class Stopping:
         self._step += 1
         if self._combine is None:
             self.agreed = _URGENCY[self._wish]
-        elif self._step > self._next_check:
+        elif self._step >= self._next_check:
             self._check(self._combine)
         return self.agreed is not Exit.OK
 
     def _check(self, combine: Combine) -> None:
         now = self._clock()
-        steps = self._step - self._next_check
+        steps = self._step - self._checked_step
         per_step = (now - self._checked_at) / steps
         # The slowest rank's wish for the distance to the next check: the largest of the negated numbers.
         distance = max(1, int(CHECK_SECONDS / per_step)) if per_step > 0 else 1
@@ -70,4 +71,4 @@ class Stopping:
         # At most doubled: the first steps are slow, and say little.
         distance = min(-negated, 2 * steps)
         self.agreed = _URGENCY[wish]
-        self._next_check, self._checked_at = self._step + distance - 1, self._clock()
+        self._next_check, self._checked_step, self._checked_at = self._step + distance, self._step, self._clock()

@@ -1,8 +1,10 @@
-"""Text from outside made safe to print: names, paths and messages can hold anything."""
+"""Text from outside made safe to print and to keep: names, paths and messages can hold anything, secrets too."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -11,3 +13,26 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 def plain(text: str) -> str:
     """`text` without terminal escapes, control and direction-changing characters (tabs and newlines stay)."""
     return _CONTROL.sub("�", _ESCAPE.sub("", text))
+
+
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+_USER_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+@")
+# Shorter values stand in ordinary text by chance.
+_SECRET_CHARACTERS = 8
+HIDDEN = "[hidden]"
+
+
+def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`text` without the values of environment variables that are named like secrets, and without users and passwords
+    in addresses."""
+    text = _USER_IN_ADDRESS.sub(f"{HIDDEN}@", text)
+    values = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= _SECRET_CHARACTERS:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def is_secret(name: str) -> bool:
+    """Whether something of this name is better not shown."""
+    return _SECRET_NAME.search(name) is not None

@@ -8,10 +8,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import socket
 import sys
-import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch import distributed
 
 from ..models.contract import ModelSource, load_model
 from ..models.errors import ModelError
+from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
 from ..profiles.capture.memory import peaks
 from ..profiles.capture.probe import Probe, WindowProbe
 from ..profiles.capture.timeline import timeline_for
@@ -29,11 +27,13 @@ from ..profiles.storage import OutputError
 from . import strategies
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
-from .config import RunConfig
-from .errors import Exit, NumericError, exit_code_of
-from .feed import open_feed, to_device
+from .config import RunConfig, is_user_model
+from .errors import Exit, NumericError
+from .failure import AtHand, write_failure
+from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
 from .loop import train
-from .ranks import Rank, control_group, is_communication_error, process_group, store_of_hosts
+from .out_of_memory import Training
+from .ranks import Rank, control_group, join_ranks, store_of_hosts
 from .schedule import schedule
 from .setting import Setting
 from .stopping import Stopping
@@ -45,56 +45,26 @@ from .supervision.pulse import Pulse, stack_file
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
     """Train as `folder` describes. What goes wrong is written to the folder and returned as an exit code."""
-    pulse = Pulse(folder.path, rank.rank)
+    pulse, at_hand = Pulse(folder.path, rank.rank), AtHand()
     with stack_file(folder.path, rank.rank).open("w") as stacks:
         faulthandler.enable()
         faulthandler.register(STACK_SIGNAL, file=stacks, all_threads=True)
         pulse.start_beating(lambda: collectives.dump(collectives.dump_file(folder.path, rank.rank)))
         try:
-            state, code = _train(folder, rank, pulse)
+            state, code = _train(folder, rank, pulse, at_hand)
         except BaseException as error:
-            state, code = "failed", _report(folder, rank, pulse, error)
+            state, code = "failed", write_failure(folder, rank, pulse, error, at_hand)
     pulse.end(state, code)
     return Exit.OK if state == "stopped" else code
 
 
-def _report(folder: RunFolder, rank: Rank, pulse: Pulse, error: BaseException) -> Exit:
-    """Write down what ended this rank, in which phase of which step, and when."""
-    at = time.monotonic()
-    code = _exit_code(error)
-    communication, message = is_communication_error(error), str(error)
-    if communication:
-        # Should every rank only have met an error of its peers: which of them was somewhere else?
-        own = collectives.dump_file(folder.path, rank.rank)
-        collectives.dump(own)
-        message += collectives.last_of(collectives.read(folder.path, [rank.rank]).get(rank.rank, ()))
-    failure = {
-        "rank": rank.rank,
-        "host": socket.gethostname(),
-        "at": at,
-        "exit_code": int(code),
-        "type": type(error).__name__,
-        "message": message,
-        "hint": getattr(error, "hint", ""),
-        "phase": pulse.phase,
-        "step": pulse.step,
-        "communication": communication,
-        "traceback": traceback.format_exc(),
-    }
-    try:
-        folder.write(f"errors/r{rank.rank:03d}.json", failure)
-    except OutputError:
-        # The disk that ended this rank has no room for its last words either.
-        pulse.last_words({**failure, "traceback": ""})
-    traceback.print_exc()
-    return code
-
-
 def _after_step(rank: Rank, pulse: Pulse, record: StepRecord) -> None:
     """Stop at a loss that is not finite; tell the display how far rank 0 is."""
-    if None in record.losses:
+    if None in record.losses or (record.not_finite and not record.skipped):
+        what = "the loss" if None in record.losses else "a gradient"
+        first = f": first {record.not_finite}" if record.not_finite else ""
         raise NumericError(
-            f"rank {rank.rank}: the loss of step {record.step} is not finite",
+            f"{what} of step {record.step} is not finite{first}",
             hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
         )
     if rank.rank == 0:
@@ -109,7 +79,7 @@ def _after_step(rank: Rank, pulse: Pulse, record: StepRecord) -> None:
         )
 
 
-def _train(folder: RunFolder, rank: Rank, pulse: Pulse) -> tuple[str, Exit]:
+def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tuple[str, Exit]:
     """The rank's state at its end, and the exit code that the run should have."""
     run_json = folder.read("run.json")
     config = RunConfig(**run_json["config"])
@@ -118,14 +88,15 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse) -> tuple[str, Exit]:
     prepare_determinism(config)
     pulse.at(None, "joining")
     with contextlib.ExitStack() as stack:
-        device = stack.enter_context(process_group(rank, setting.device))
+        device = join_ranks(rank, setting.device)
         stopping = Stopping(control_group() if rank.world_size > 1 else None)
         stopping.listen()
         write = stack.enter_context(appending(folder.rank_file(rank.rank)))
         write(start_record(rank, device, torch.get_num_threads()))
         pulse.at(None, "building")
-        job = _job(folder, rank, config, setting, device, run_json)
-        feed = stack.enter_context(open_feed(config, job.source, rank, job.image_size))
+        job = _job(folder, rank, config, setting, device, run_json, at_hand)
+        bad = bad_samples(config, write)
+        feed = stack.enter_context(open_feed(config, job.source, rank, job.image_size, bad))
         timeline = timeline_for(device)
         if config.probe == "on":
             total = config.warmup + (config.steps or 0)
@@ -136,6 +107,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse) -> tuple[str, Exit]:
                 record_grad_norm=config.record_grad_norm,
                 memory_step=min(max(1, config.warmup - 1), total - 1) or None,
                 at=pulse.at,
+                finite=job.finite,
             )
         else:
             probe = WindowProbe(write, timeline, at=pulse.at)
@@ -146,12 +118,22 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse) -> tuple[str, Exit]:
             samples=setting.micro_batch * setting.accumulation,
             global_batch=setting.micro_batch * setting.accumulation * setting.world_size,
         )
-        events = events_of(job, saver)
-        train(job.run, feed, steps, probe, lambda batch: to_device(batch, device), events, stopping.after_step)
+        events = events_of(job, saver, bad)
+
+        def moved(batch: Any) -> Any:
+            at_hand.batch = to_device(batch, device)
+            return at_hand.batch
+
+        try:
+            train(job.run, feed, steps, probe, moved, events, stopping.after_step)
+        except NumericError as error:
+            raise _located(error, job) from None
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
             saver.before_leaving(probe, pulse.step or 0)
         probe.close()
         write(peaks(device))
+    # Nobody leaves while a peer may still have something to receive from it.
+    distributed.barrier()
     if saver.failed is not None and rank.rank == 0:
         with contextlib.suppress(OutputError):
             folder.write("errors/incomplete.json", {"cause": str(saver.failed), "hint": saver.failed.hint})
@@ -160,11 +142,36 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse) -> tuple[str, Exit]:
     return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
 
 
+def _located(error: NumericError, job: Job) -> NumericError:
+    """`error`, raised by a strategy over gradients that ranks have mixed, with the rank's own first bad tensor."""
+    noted = job.finite.take() if job.finite is not None else []
+    if not noted:  # the step was over: the error names its tensor
+        return error
+    first = first_not_finite([(what, float(total)) for what, total in noted])
+    located = NumericError(f"{error}{f': first {first}' if first else ''}", hint=error.hint)
+    located.elsewhere = first is None
+    return located
+
+
 def _job(
-    folder: RunFolder, rank: Rank, config: RunConfig, setting: Setting, device: torch.device, run_json: dict[str, Any]
+    folder: RunFolder,
+    rank: Rank,
+    config: RunConfig,
+    setting: Setting,
+    device: torch.device,
+    run_json: dict[str, Any],
+    at_hand: AtHand,
 ) -> Job:
     """The model under its strategy. Rank 0 adds what is known of it to run.json."""
     source = load_model(str(config.model), config.model_option)
+    at_hand.training = Training(
+        source=source,
+        setting=setting,
+        strategy=config.strategy,
+        seed=config.seed,
+        rank=rank.rank,
+        batches_alive=MADE_UP_BATCHES if is_user_model(config.model) and not source.has_loader else 1,
+    )
     model, blocks = build(source, setting, config.seed)
     strategy, shape = strategies.load(config.strategy), shape_of(model, blocks)
     if reason := strategy.unsupported_model(shape):
@@ -173,8 +180,11 @@ def _job(
     if rank.rank == 0:
         facts = _facts(source, model, blocks)
         folder.write("run.json", {**run_json, "model": facts, "law": strategy.law(shape, setting)})
-    run = strategy.shard(model.to(device), setting, blocks)
-    return Job(config=config, setting=setting, source=source, run=run, device=device, rank=rank, folder=folder)
+    finite = FiniteWatch(parts_of(model, blocks)) if config.probe == "on" else None
+    at_hand.run = run = strategy.shard(model.to(device), setting, blocks)
+    return Job(
+        config=config, setting=setting, source=source, run=run, device=device, rank=rank, folder=folder, finite=finite
+    )
 
 
 def _refuse_unlike(source: ModelSource, fingerprint: int) -> None:
@@ -198,12 +208,6 @@ def _facts(source: ModelSource, model: torch.nn.Module, blocks: list[torch.nn.Mo
         "blocks": len(blocks),
         "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
     }
-
-
-def _exit_code(error: BaseException) -> Exit:
-    """In a rank, what is nobody's known error means that a worker died: the model's code runs here too."""
-    code = exit_code_of(error)
-    return Exit.WORKER_DIED if code is Exit.INTERNAL else code
 
 
 def main() -> None:

@@ -46,7 +46,8 @@ class StartRecord(_Record):
 class StepRecord(_Record):
     """One optimizer step of one rank. `phases` holds exposed seconds by phase; the rest of `seconds` is in none.
 
-    `skipped` steps left the weights alone, because a gradient overflowed under dynamic loss scaling.
+    `skipped` steps left the weights alone, because a gradient overflowed under dynamic loss scaling. `not_finite` names
+    the first tensor of the step on this rank that was not finite, of those that are watched.
     """
 
     kind: Literal["step"] = "step"
@@ -62,6 +63,7 @@ class StepRecord(_Record):
     grad_square_sum: float | None = None
     grad_replicas: int | None = None
     skipped: bool = False
+    not_finite: str | None = None
 
 
 class EventRecord(_Record):

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from .console import Console
 
 # Between two lines where nothing can be redrawn.
 PLAIN_SECONDS = 5.0
@@ -31,7 +32,7 @@ class LiveLine:
         first_host: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = Console(file=stream, highlight=False)
+        self._console = Console(stream)
         self._live = (
             Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         )

@@ -8,9 +8,10 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch._C import _remove_worker_pids  # pyright: ignore[reportAttributeAccessIssue] (missing in its stub)
 from torch.utils.data import DataLoader
 
 from ..errors import DataError, LoaderDied
@@ -99,7 +100,24 @@ class Deliveries(Iterator[Batch]):
         return None
 
     def close(self) -> None:
-        self._iterator = None  # the last reference: torch ends its processes with it
+        """Ends the loader processes."""
+        iterator, self._iterator = self._iterator, None  # the last reference: torch ends its processes with it
+        workers: list[BaseProcess] = list(getattr(iterator, "_workers", ()))
+        if any(process.exitcode not in (None, 0) for process in workers):
+            _end_at_once(iterator, workers)
+
+
+def _end_at_once(iterator: Any, workers: Sequence[BaseProcess]) -> None:
+    """Ends what is left of a loader that lost a process. torch would ask the others to end, and would wait for ever if
+    the lost one held the lock of the event that asks them."""
+    iterator._shutdown = True
+    _remove_worker_pids(id(iterator))
+    if (event := getattr(iterator, "_pin_memory_thread_done_event", None)) is not None:
+        event.set()
+    for process in workers:
+        process.kill()
+    for process in workers:
+        process.join()
 
 
 def loader_death(error: BaseException) -> LoaderDied | None:

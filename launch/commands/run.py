@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ import orjson
 
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
+from ...reports.console import hush
 from .. import devices, environment, strategies
 from ..config import RunConfig, build, is_user_model, name_of, parse_target
 from ..errors import Exit
@@ -19,7 +19,7 @@ from ..explain import explanation
 from ..options import Options
 from ..plan import Plan, resolve
 from ..precision import PRECISIONS
-from ..text import plain
+from ..text import plain, redacted
 
 if TYPE_CHECKING:
     from ..dataset import Dataset
@@ -47,9 +47,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     # Here and not above: `--help` and errors of usage answer without them.
-    from rich.console import Console
-
     from ...profiles.analysis.summary import write_summary
+    from ...reports.console import Console
     from ...reports.live import LiveLine
     from ...reports.table import run_table
     from ..dataset import prepare
@@ -79,15 +78,15 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
             status = supervise(folder, plan, display, hosts=place.hosts, owned=place.owned)
         summary = write_summary(folder) if config.node_rank == 0 else status
     if as_json:
-        print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
+        _tell(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
     elif config.node_rank == 0 and summary["steps"]["measured"]:
-        Console(highlight=False).print(run_table(summary, folder.read("run.json").get("law")))
+        Console().print(run_table(summary, folder.read("run.json").get("law")))
     if status["exit_code"] != Exit.OK:
         for line in explanation(folder, status):
             _say(line)
         return status["exit_code"]
     if not as_json:
-        print(f"run folder: {folder.path}")
+        _tell(f"run folder: {folder.path}")
     return Exit.OK
 
 
@@ -101,7 +100,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "schema": SCHEMA,
         "run_id": folder.run_id,
         "name": name_of(plan.config),
-        "command": ["scalelab", "run", *argv],
+        "command": ["scalelab", "run", *(redacted(argument) for argument in argv)],
         "config": plan.config.model_dump(),
         "setting": asdict(plan.setting),
         "precision": asdict(PRECISIONS[plan.config.precision]),
@@ -118,8 +117,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
 
 def _dry_run(plan: Plan, *, as_json: bool) -> int:
     """Print what would run, and what its strategy's law says of it. Builds the model without memory."""
-    from rich.console import Console
-
+    from ...reports.console import Console
     from ...reports.law import law_table
 
     shape, blocks = _examine(plan)
@@ -138,7 +136,7 @@ def _dry_run(plan: Plan, *, as_json: bool) -> int:
     print(f"\n{dtypes}")
     parts = f"{len(shape.parameters)} tensors and {blocks} blocks"
     print(f"{parameters:,} parameters in {parts}, {plan.world_size} ranks")
-    Console(highlight=False).print(law_table(law))
+    Console().print(law_table(law))
     return Exit.OK
 
 
@@ -177,5 +175,15 @@ def _refuse_model(plan: Plan) -> None:
 
 def _say(text: str) -> None:
     """Print to stderr, where it does not mix with results. Nobody there to read it is no reason to stop."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         print(plain(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        hush(sys.stderr)
+
+
+def _tell(text: str) -> None:
+    """Print a result to stdout, on the same terms."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        hush(sys.stdout)

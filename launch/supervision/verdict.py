@@ -39,7 +39,7 @@ def of_error(error: dict[str, Any]) -> Evidence:
         exit_code=error["exit_code"],
         cause=error["message"] if known else f"{error['type']}: {error['message']}",
         hint=error["hint"],
-        consequence=error["communication"],
+        consequence=error["consequence"],
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from ..records import EventKind, EventRecord, Record, Role, StepRecord, WindowRecord
+from .finite import FiniteWatch, first_not_finite
 from .memory import model_state
 from .timeline import Timeline
 
@@ -71,6 +72,7 @@ class _Pending:
     losses: int = 0
     grad_replicas: int | None = None
     skipped: torch.Tensor | bool = False
+    noted: list[str] = field(default_factory=list)
 
 
 class Probe:
@@ -78,7 +80,7 @@ class Probe:
 
     `write` takes each record when it is complete; `watch` sees each step's record right after and may raise.
     `memory_step` is the step at which model state is counted: one after the first, so that the optimizer has its own.
-    `at` hears of every phase and event as it begins.
+    `at` hears of every phase and event as it begins; `finite` tells which tensors of a step were not finite.
     """
 
     def __init__(
@@ -91,9 +93,11 @@ class Probe:
         record_grad_norm: bool = False,
         memory_step: int | None = None,
         at: Callable[[int | None, str | None], None] = lambda step, phase: None,
+        finite: FiniteWatch | None = None,
     ) -> None:
         self._write = write
         self._at = at
+        self._finite = finite
         self._timeline = timeline
         self._watch = watch
         self._host_clock = host_clock
@@ -110,6 +114,9 @@ class Probe:
         begin = self._timeline.mark() if self._boundary is None else self._boundary
         self._current = pending = _Pending(step, begin)
         yield
+        for what, total in self._finite.take() if self._finite is not None else ():
+            pending.noted.append(what)
+            pending.scalars.append(total)
         pending.scalars = _to_host(pending)
         pending.end = self._boundary = self._timeline.mark()
         self._current = None
@@ -186,8 +193,10 @@ class Probe:
         for name, begin, end in pending.phases:
             phases[name] = phases.get(name, 0.0) + self._timeline.seconds(begin, end)
         start, seconds = self._advance(pending.begin, pending.end)
-        # Behind the losses travel the gradients' sum of squares and whether the update was skipped.
-        scalars = [_finite(float(value)) for tensor in pending.scalars for value in tensor.reshape(-1)]
+        # Behind the losses travel the gradients' sum of squares, whether the update was skipped, and what was watched.
+        values = [float(value) for tensor in pending.scalars for value in tensor.reshape(-1)]
+        count = len(values) - len(pending.noted)
+        scalars = [_finite(value) for value in values[:count]]
         has_norm = pending.grad_replicas is not None
         record = StepRecord(
             step=pending.step.index,
@@ -202,6 +211,7 @@ class Probe:
             grad_square_sum=scalars[pending.losses] if has_norm else None,
             grad_replicas=pending.grad_replicas,
             skipped=bool(scalars[-1]) if isinstance(pending.skipped, torch.Tensor) else pending.skipped,
+            not_finite=first_not_finite(list(zip(pending.noted, values[count:], strict=True))),
         )
         self._write(record)
         self._watch(record)

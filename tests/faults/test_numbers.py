@@ -5,24 +5,57 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scalelab.launch import strategies
 
-from tests.support.supervised import MODEL, Timed
+from tests.support.supervised import Timed
 
-BAD_LOSS = MODEL.replace(
-    "return self.layer",
-    """
-            if self.calls == 4 and torch.distributed.get_rank() == 1:
-                return self.layer(batch["x"]).square().mean() * {bad}
-            return self.layer""",
-)
+# Three parts in a row; in the fourth step of rank 1 the middle one returns something bad, or sends it back.
+MODEL = """
+    import os
+    import torch
+    from torch import nn
+    class Bad(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x): return x.clone()
+        @staticmethod
+        def backward(context, grad): return grad * BAD
+    class Middle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.calls = 0
+        def forward(self, x):
+            self.calls += 1
+            x = self.layer(x)
+            if self.calls == 4 and os.environ["RANK"] == "1":
+                x = FAULT
+            return x
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(3, 4), Middle(), nn.Linear(4, 4)
+        def forward(self, batch): return self.last(self.middle(self.first(batch["x"]))).square().mean()
+    def build_model(): return Net()
+    def example_batch(size): return {{"x": torch.randn(size, 3)}}
+"""
+STRATEGIES = sorted(set(strategies.names()) - {"single"})
 
 
 @pytest.mark.fault(41)
-@pytest.mark.parametrize("bad", ["float('nan')", "float('inf')"])
-def test_a_loss_that_is_not_finite_names_its_rank(tmp_path: Path, timed: Timed, bad: str) -> None:
-    """NaN and Inf on one rank: exit 8, that rank, that step; the records are valid JSON."""
-    found = timed(tmp_path, model=BAD_LOSS.replace("{bad}", bad))
-    assert (found.status["exit_code"], found.status["culprit"]["rank"], found.status["culprit"]["step"]) == (8, 1, 3)
-    records, unreadable = found.folder.records(1)
-    assert (records[-1].step, records[-1].losses, unreadable) == (3, [None], 0)
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_is_named_with_its_rank(
+    tmp_path: Path, timed: Timed, strategy: str, bad: str, where: str
+) -> None:
+    """Exit 8, the rank on which it arose, in the step itself or the next, the tensor; the records are valid JSON."""
+    number = f"float('{bad}')"
+    fault = f"x * {number}" if where == "loss" else "Bad.apply(x)"
+    model = MODEL.replace("FAULT", fault).replace("BAD", number)
+    found = timed(tmp_path, model=model, strategy=strategy)
+    assert (found.status["exit_code"], found.status["culprit"]["rank"]) == (8, 1), found.status
+    assert 3 <= found.status["culprit"]["step"] <= 4
+    tensor = "the output of middle" if where == "loss" else "the gradient at the output of first"
+    assert f"first {tensor}" in found.status["cause"], found.status
+    assert all(found.folder.records(rank)[1] == 0 for rank in (0, 1))
     assert found.left == []

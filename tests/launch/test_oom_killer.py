@@ -1,4 +1,4 @@
-"""The kernel's kills for lack of memory told apart from others, by its counters; and /dev/shm that is too small."""
+"""The kernel's kills for lack of memory told apart by its counters, /dev/shm too small, errors that mean it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from scalelab.launch.supervision.oom_killer import CGROUPS, OomCounters, bus_error, memory_cgroups, shm_warning
+import torch
+from scalelab.launch.supervision.oom_killer import (
+    CGROUPS,
+    OomCounters,
+    asked_bytes,
+    bus_error,
+    is_out_of_memory,
+    memory_cgroups,
+    shm_warning,
+)
 
 MIB = 1 << 20
 
@@ -188,3 +198,50 @@ def test_no_shm_at_all_is_told(tmp_path: Path) -> None:
     assert "--workers 0" in str(shm_warning(1, 1, MIB, path=gone))
     assert bus_error(gone).startswith(f"bus error: {gone} full?")
     assert "free now" in bus_error(str(tmp_path))
+
+
+@pytest.mark.fault(43)
+def test_every_form_of_a_failed_allocation_is_recognised() -> None:
+    """torch on host and device, numpy, Python, fork; bare, as a cause, as a context, in a group."""
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**15)
+    host_error = refused.value
+    with pytest.raises(MemoryError) as caught:
+        np.empty(10**15)
+    numpy_error = caught.value
+    forms: list[BaseException] = [
+        host_error,
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+        numpy_error,
+    ]
+    for form in forms:
+        wrapped, handling = ValueError("batch 3 failed"), KeyError("x")
+        wrapped.__cause__, handling.__context__ = form, form
+        for error in (form, wrapped, handling, BaseExceptionGroup("several", [ValueError(), form])):
+            assert is_out_of_memory(error), error
+    assert [asked_bytes(form) for form in forms[:2]] == [4 * 10**15, 5 << 29]
+    assert asked_bytes(numpy_error) == pytest.approx(8 * 10**15, rel=1e-2)
+
+
+def test_what_only_mentions_memory_is_not_taken_for_it() -> None:
+    """A user's own words, classes of other libraries of that name, and chains that were cut."""
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    cut = ValueError("no")
+    cut.__context__, cut.__suppress_context__ = MemoryError(), True
+    for error in (
+        RuntimeError("my cache says: out of memory"),
+        RuntimeError("see DefaultCPUAllocator: can't allocate memory"),
+        ValueError("CUDA out of memory. Tried to allocate 2 GiB"),
+        OutOfMemoryError("mine"),
+        OSError(28, "No space left on device"),
+        cut,
+    ):
+        assert not is_out_of_memory(error), error
+        assert asked_bytes(error) is None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from scalelab.launch.ranks import LISTENER_VARIABLE, Rank, listen_on_free_port, process_group
+from scalelab.launch.ranks import LISTENER_VARIABLE, Rank, join_ranks, listen_on_free_port
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.support.preloaded"])
@@ -60,6 +60,7 @@ def _main(
     args: tuple[Any, ...],
 ) -> None:
     import torch
+    from torch import distributed
 
     torch.set_num_threads(1)
     os.environ.update(rank.environment("127.0.0.1", port))
@@ -67,8 +68,9 @@ def _main(
     # PyTorch's flight recorder keeps this many collectives, all of which each look of tests/support/witness.py lists.
     os.environ["TORCH_FR_BUFFER_SIZE"] = "400"
     try:
-        with process_group(rank, "cpu"):
-            result = function(rank, *args)
+        join_ranks(rank, "cpu")
+        result = function(rank, *args)
+        distributed.destroy_process_group()
         end.send((True, result))
     except BaseException:
         end.send((False, f"rank {rank.rank}:\n{traceback.format_exc()}"))
