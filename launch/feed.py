@@ -96,14 +96,12 @@ def open_feed(
 
 def _begin_loader_process(rank_pid: int, index: int) -> None:
     """What a loader process does first: it ends with its rank at once, which torch would notice after seconds, and
-    leaves to the rank the signals that ask a whole run to stop. It has inherited the rank's handlers."""
+    leaves to the rank the signals that ask a whole run to stop: a scheduler sends them to every process of a job."""
     die_with_parent()
     if multiprocessing.get_start_method() == "fork" and os.getppid() != rank_pid:
         os._exit(Exit.WORKER_DIED)  # the rank was gone before that was asked for
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # torch ends a process so that does not end by itself.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _reader(name: str) -> Callable[..., Any]:

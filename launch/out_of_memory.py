@@ -39,6 +39,9 @@ HEAP_FACTOR = {"none": 1.4, "selective": 1.9, "full": 2.15}
 LARGE_FACTOR = 1.15
 # What the first step loads for good (code of kernels, scratch memory): 26 to 30 MiB with torch 2.13 on CPU.
 FIRST_STEP_BYTES = 32 << 20
+# Address space that gloo's six threads take sooner or later once ranks reduce, a heap of glibc's (64 MiB) each: with
+# three of them an estimate was a quarter above what five steps of an MLP had room for.
+FIRST_REDUCTION_BYTES = 6 * 64 << 20
 # Allowance for gaps and rounding of the CUDA caching allocator, and for workspaces of its libraries. Not measured.
 CUDA_FACTOR = 1.15
 
@@ -213,6 +216,8 @@ def _estimate(
     fixed = after.used_bytes - after.gaps_bytes - training.batches_alive * (state["batch"] or 0)
     fixed -= (state["gradients"] or 0) + (state["optimizer"] or 0)
     room = after.limit_bytes - fixed
+    if "RLIMIT_AS" in after.name and setting.world_size > 1 and not state["gradients"]:
+        room -= FIRST_REDUCTION_BYTES
     try:
         footprint = measure(training.source, setting, training.seed, strategies.load(training.strategy), batch)
         needs = _needs(footprint, training)

@@ -53,6 +53,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     from ...reports.table import run_table
     from ..dataset import prepare
     from ..opening import opened
+    from ..supervision.oom_killer import shm_warning
     from ..supervision.supervisor import supervise
 
     for note in plan.notes:
@@ -63,6 +64,10 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     if dataset is not None:
         _say(f"data: {dataset.folder}")
         plan = replace(plan, config=plan.config.model_copy(update={"data": str(dataset.folder)}))
+    # Held-out scenes are read by the ranks themselves; batches of training travel through shared memory.
+    loaders = (plan.config.workers or 0) * len(plan.local_ranks)
+    if (warning := shm_warning(loaders, plan.config.prefetch or 0, None)) is not None:
+        _say(f"note: {warning}")
     digest = None if dataset is None else dataset.manifest.digest
     with opened(plan, lambda folder: run_json_of(plan, dataset, folder, argv), digest, _say) as place:
         folder, config = place.folder, plan.config

@@ -23,7 +23,7 @@ from .report import Collectives, Evidence, Report
 OURS = (signal.SIGTERM, signal.SIGKILL)
 SAME_ORDER = "every rank must call the same collectives in the same order: look for a branch on the rank or its data"
 # gloo ends the process when a message is longer than what it was to receive.
-GLOO_MISMATCH = "gloo::EnforceNotMet"
+GLOO_MISMATCH = "op.preamble.length <= op.nbytes"
 ORDER = ("data", "h2d", "forward", "backward", "optimizer")
 
 
