@@ -150,6 +150,22 @@ def test_ctrl_c_of_the_command_ends_in_order(tmp_path: Path, record_property: Ca
     assert (tmp_path / "latest" / "summary.json").is_file()
 
 
+@pytest.mark.fault(15)
+def test_sigterm_to_every_process_ends_in_order(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """As `scancel` sends it, to the command, launcher, ranks and loaders at once: exit 143, all after one step."""
+    process = command(tmp_path, NEVER, "--model=nano", "--workers=1")
+    family = wait_for_step(tmp_path, process, step=2)
+    began = time.monotonic()
+    for member in [psutil.Process(process.pid), *family]:
+        member.terminate()
+    _, errors = process.communicate(timeout=60)
+    record_property("ended_seconds", time.monotonic() - began)
+    assert (process.returncode, status(tmp_path)["state"]) == (143, "interrupted"), errors
+    counts = [path.read_bytes().count(b'"kind":"step"') for path in (tmp_path / "latest" / "ranks").iterdir()]
+    assert len(set(counts)) == 1
+    assert alive(family) == []
+
+
 SECRET = "canary-5f1d7c9a"
 
 

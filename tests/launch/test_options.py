@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def read(*argv: str) -> RunConfig:
     return build(values, problems)
 
 
+@pytest.mark.fault(46)
 def test_every_problem_is_listed_at_once() -> None:
     """Unknown options, missing values, values out of range and conflicts come in one error, nearest names offered."""
     with pytest.raises(ConfigError) as error:
@@ -47,6 +49,7 @@ def test_every_problem_is_listed_at_once() -> None:
         assert part in text
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
@@ -137,6 +140,18 @@ def test_a_card_that_cannot_compute_in_a_precision_is_refused() -> None:
     assert resolve(read("--precision=fp16"), old).setting.precision == "fp16"
 
 
+@pytest.mark.fault(65)
+def test_a_library_that_is_missing_is_named_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 3 with pip's line, for the strategies and engines that need it; the others run."""
+    find, absent = importlib.util.find_spec, ("deepspeed", "accelerate")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+    with pytest.raises(PreflightError, match="deepspeed is not installed: pip install deepspeed"):
+        resolve(read("--strategy=zero2"), CPU)
+    with pytest.raises(PreflightError, match="pip install accelerate"):
+        resolve(read("--strategy=ddp", "--engine=accelerate"), CPU)
+    assert resolve(read("--strategy=fsdp2"), CPU).world_size == 2
+
+
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without one the run is refused before it starts, naming what was looked for."""
     monkeypatch.setenv("PATH", "/nowhere")
@@ -158,6 +173,7 @@ def test_a_dry_run_plans_for_hardware_that_is_elsewhere() -> None:
         resolve(read("--strategy=single", "--gpus=64"), CUDA, dry_run=True)
 
 
+@pytest.mark.fault(47)
 def test_lacking_hardware_is_preflight_and_impossible_is_usage() -> None:
     """More cards than there are is exit 3; what no machine can do is exit 2."""
     with pytest.raises(PreflightError, match="2 CUDA device"):
@@ -172,6 +188,7 @@ def test_lacking_hardware_is_preflight_and_impossible_is_usage() -> None:
         resolve(read("--model=tinny"), CPU)
 
 
+@pytest.mark.fault(48)
 @given(gpus=st.integers(1, 9), accumulation=st.integers(1, 4), batch=st.integers(1, 200))
 def test_a_global_batch_divides_or_the_nearest_is_offered(gpus: int, accumulation: int, batch: int) -> None:
     """The batch asked for is the batch trained with, else the refusal offers ones that divide."""
@@ -221,6 +238,7 @@ def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.fault(60)
 def test_make_hands_values_on_unread(tmp_path: Path) -> None:
     """No shell and no make function reads a value; the environment's variables take no part."""
     marker = tmp_path / "marker"
@@ -249,6 +267,7 @@ def test_exit_codes_and_json_on_failure(capsys: pytest.CaptureFixture[str]) -> N
     assert run_command(["run", "--help"]) == 0
 
 
+@pytest.mark.fault(60)
 @given(st.text(max_size=60))
 def test_printed_text_has_no_control_characters(text: str) -> None:
     """Nothing from outside moves the cursor, colours the screen or turns the direction of writing."""

@@ -65,6 +65,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(
 
 
 @pytest.mark.fault(60)
+@pytest.mark.fault(60)
 @given(st.text(min_size=0, max_size=300))
 def test_any_name_makes_a_folder_inside_the_given_one(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     """Names with spaces, quotes, slashes, newlines or dots stay names."""
