@@ -180,8 +180,10 @@ def _job(
     if rank.rank == 0:
         facts = _facts(source, model, blocks)
         folder.write("run.json", {**run_json, "model": facts, "law": strategy.law(shape, setting)})
-    finite = FiniteWatch(parts_of(model, blocks)) if config.probe == "on" else None
+    finite = FiniteWatch(parts_of(model, blocks), compiled=setting.compile) if config.probe == "on" else None
     at_hand.run = run = strategy.shard(model.to(device), setting, blocks)
+    if finite is not None:
+        finite.sharded()
     return Job(
         config=config, setting=setting, source=source, run=run, device=device, rank=rank, folder=folder, finite=finite
     )

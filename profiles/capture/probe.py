@@ -194,7 +194,7 @@ class Probe:
             phases[name] = phases.get(name, 0.0) + self._timeline.seconds(begin, end)
         start, seconds = self._advance(pending.begin, pending.end)
         # Behind the losses travel the gradients' sum of squares, whether the update was skipped, and what was watched.
-        values = [float(value) for tensor in pending.scalars for value in tensor.reshape(-1)]
+        values = [value for tensor in pending.scalars for value in tensor.reshape(-1).tolist()]
         count = len(values) - len(pending.noted)
         scalars = [_finite(value) for value in values[:count]]
         has_norm = pending.grad_replicas is not None
@@ -276,9 +276,10 @@ class WindowProbe:
 
 def _to_host(pending: _Pending) -> list[torch.Tensor]:
     """The step's scalars as one host tensor, whose values are there once the step's end mark is reached."""
-    if not pending.scalars:
+    scalars = pending.scalars
+    if not scalars:
         return []
-    stacked = torch.stack([scalar.float().reshape(()) for scalar in pending.scalars])
+    stacked = torch.stack([s if s.dtype == torch.float32 and s.ndim == 0 else s.float().reshape(()) for s in scalars])
     if stacked.device.type == "cpu":
         return [stacked]
     return [torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)]

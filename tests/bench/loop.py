@@ -1,11 +1,14 @@
 """The step loop with the probe off and on, against a hand-written DDP loop of the same model, in ABBA blocks.
 
 All three run in the same two processes on the same model, batches and optimizer, so that drift hits all alike. One
-block is a few steps; the ratio of a round is plain time / our time, and 1.0 means that our loop costs nothing.
+block is a few steps; the ratio of a round is plain time / our time, and 1.0 means that our loop costs nothing. Ours say
+where they are, beat and ask each other whether to stop, as in a run; with the probe on they also watch for numbers that
+are not finite.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +21,13 @@ from scalelab.launch import strategies
 from scalelab.launch.build import prepare
 from scalelab.launch.loop import train
 from scalelab.launch.optimizer import make_optimizer
-from scalelab.launch.ranks import Rank
+from scalelab.launch.ranks import Rank, control_group
 from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
+from scalelab.launch.stopping import Stopping
+from scalelab.launch.supervision.pulse import Pulse
 from scalelab.models import driving
+from scalelab.profiles.capture.finite import FiniteWatch, parts_of
 from scalelab.profiles.capture.probe import Probe, WindowProbe
 from scalelab.profiles.capture.timeline import HostTimeline
 from scalelab.profiles.runfolder import appending
@@ -64,17 +70,30 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
         torch.manual_seed(0)
         model = driving.build_model(preset)
         prepare(model, [], preset, setting)
+        finite = FiniteWatch(parts_of(model, driving.blocks(model))) if probed else None
         run = strategies.load("ddp").shard(model, setting, [])
+        if finite is not None:
+            finite.sharded()
         schedule = [Step(index=i, role="measured", lr=1e-3, samples=MICRO_BATCH) for i in range(steps)]
 
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "live").mkdir()
+        write = stack.enter_context(appending(folder / "r000.jsonl"))
+        pulse = Pulse(folder, rank.rank)
+        pulse.start_beating(lambda: None)
+        stopping = Stopping(control)
+
         def block() -> None:
-            with tempfile.TemporaryDirectory() as folder, appending(Path(folder) / "r000.jsonl") as write:
-                probe = (Probe if probed else WindowProbe)(write, HostTimeline())
-                train(run, feed(), schedule, probe, lambda batch: batch)
-                probe.close()
+            timeline = HostTimeline()
+            probe = (
+                Probe(write, timeline, at=pulse.at, finite=finite) if probed else WindowProbe(write, timeline, pulse.at)
+            )
+            train(run, feed(), schedule, probe, lambda batch: batch, stop=stopping.after_step)
+            probe.close()
 
         return block
 
+    stack, control = contextlib.ExitStack(), control_group()
     blocks = {"plain": plain_block, "probe off": our_block(False), "probe on": our_block(True)}
     for block in blocks.values():
         block()
@@ -87,6 +106,7 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
             blocks[name]()
             distributed.barrier()
             found[name].append(time.perf_counter() - begin)
+    stack.close()
     return found
 
 

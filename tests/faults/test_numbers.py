@@ -55,7 +55,7 @@ def test_what_is_not_finite_is_named_with_its_rank(
     found = timed(tmp_path, model=model, strategy=strategy)
     assert (found.status["exit_code"], found.status["culprit"]["rank"]) == (8, 1), found.status
     assert 3 <= found.status["culprit"]["step"] <= 4
-    tensor = "the output of middle" if where == "loss" else "the gradient at the output of first"
+    tensor = "the output of middle" if where == "loss" else "the gradient of middle.layer.bias"
     assert f"first {tensor}" in found.status["cause"], found.status
     assert all(found.folder.records(rank)[1] == 0 for rank in (0, 1))
     assert found.left == []
