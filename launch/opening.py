@@ -11,7 +11,7 @@ from typing import Any
 
 from ..profiles.runfolder import RunFolder
 from .config import name_of
-from .errors import ScalelabError
+from .errors import Exit, exit_code_of
 from .lock import holder, locked
 from .plan import Plan
 from .supervision.hosts import Hosts
@@ -60,12 +60,23 @@ def opened(plan: Plan, describe: Callable[[RunFolder], dict[str, Any]], data: st
         hosts = None
         if plan.config.nodes > 1:
             say(f"waiting for {plan.config.nodes - 1} more host(s) at {plan.config.rendezvous}")
-            try:
+            with _told(folder):
                 hosts = gather(plan, folder, data)
-            except ScalelabError as error:
-                folder.write("status.json", status("failed", error.exit_code, cause=str(error), hint=error.hint))
-                raise
         yield Opened(folder, hosts, owned=True)
+
+
+@contextlib.contextmanager
+def _told(folder: RunFolder) -> Iterator[None]:
+    """What ends the run within, before it has begun, is in its status."""
+    try:
+        yield
+    except BaseException as error:
+        cause = str(error) or type(error).__name__
+        hint = getattr(error, "hint", "")
+        code = exit_code_of(error)
+        state = "interrupted" if code is Exit.INTERRUPTED else "failed"
+        folder.write("status.json", status(state, code, cause=cause, hint=hint))
+        raise
 
 
 def _hold(stack: contextlib.ExitStack, folder: RunFolder, say: Say) -> None:

@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-TIMEOUT_SECONDS = 600
+# For ranks to find each other.
+JOIN_SECONDS = 600
+# For a collective: the supervisor finds hangs long before, and blames the rank that others wait for; a backend's own
+# limit ends the rank that waits.
+COLLECTIVE_SECONDS = 6 * 3600
 RECORDED_COLLECTIVES = 200
 # How gloo, NCCL and the store word the loss of a peer, where the exception is a plain RuntimeError.
 _PEER_LOST = re.compile(
@@ -91,7 +95,6 @@ def join_ranks(rank: Rank, device: str) -> torch.device:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # Lists the last collectives, for the day on which ranks hang.
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED_COLLECTIVES))
-    timeout = datetime.timedelta(seconds=TIMEOUT_SECONDS)
     store = None
     if LISTENER_VARIABLE in os.environ or STORE_VARIABLE in os.environ:
         descriptor = os.environ.get(LISTENER_VARIABLE)
@@ -100,7 +103,7 @@ def join_ranks(rank: Rank, device: str) -> torch.device:
             int(os.environ["MASTER_PORT"]),
             rank.world_size,
             is_master=rank.rank == 0,
-            timeout=timeout,
+            timeout=datetime.timedelta(seconds=JOIN_SECONDS),
             master_listen_fd=int(descriptor) if descriptor is not None and rank.rank == 0 else None,
             wait_for_workers=False,
         )
@@ -109,7 +112,7 @@ def join_ranks(rank: Rank, device: str) -> torch.device:
         store=store,
         rank=rank.rank,
         world_size=rank.world_size,
-        timeout=timeout,
+        timeout=datetime.timedelta(seconds=COLLECTIVE_SECONDS),
         device_id=here if device == "cuda" else None,
     )
     return here

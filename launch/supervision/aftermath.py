@@ -17,7 +17,7 @@ from . import collectives
 from .launchers import Launcher
 from .pulse import BEAT_SECONDS, FINAL, Sighting, dump_request, see
 from .report import Evidence, Report
-from .verdict import of_death, of_error
+from .verdict import of_death, of_error, of_launcher
 
 # Peers of a rank that is gone meet it in their next collective: the time they get to write down what they met.
 PEERS_SECONDS = 2.0
@@ -72,6 +72,10 @@ def collect(
         lists = collectives.read(folder.path, numbers)
         return Report(host=host, ranks=seen, stuck=stuck, collectives=lists, silence_seconds=silence_seconds)
     seen = _wait_for_peers(folder, ranks, launcher)
+    code = launcher.poll()
+    if code is not None and code < 0:
+        # Its ranks went with it: the kernel ended them, and nobody was left to say how.
+        return Report(host=host, ranks=seen, evidence=[of_launcher(code, host, time.monotonic())])
     # Those that are gone now went by themselves; whoever goes later was killed by us.
     lost = {item.rank for item in seen if item.gone and item.state not in FINAL}
     end_all(launcher, seen)

@@ -55,7 +55,8 @@ class Pulse:
         self._descriptor = os.open(pulse_file(folder, rank), os.O_RDWR | os.O_CREAT, 0o644)
         self._request = dump_request(folder)
         self._clock = clock
-        self._pid = os.getpid()
+        # A pid can be used again: with its start it names this process alone.
+        self._process = {"pid": os.getpid(), "started": psutil.Process().create_time()}
         self._began: float | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._interrupted = False
@@ -72,14 +73,14 @@ class Pulse:
             self._interrupted = False
         self._interrupted |= phase in EVENTS
         self.step, self.phase = step, phase or self.phase
-        self._put(PLACE, {"pid": self._pid, "step": step, "phase": self.phase, "since": now})
+        self._put(PLACE, {**self._process, "step": step, "phase": self.phase, "since": now})
 
     def end(self, state: str, code: int = 0) -> None:
         """The rank has come to its end: one of `FINAL`, with the exit code that the run should have."""
         now = self._clock()
         self._put(
             PLACE,
-            {"pid": self._pid, "step": self.step, "phase": self.phase, "since": now, "state": state, "code": code},
+            {**self._process, "step": self.step, "phase": self.phase, "since": now, "state": state, "code": code},
         )
 
     def news(self, **figures: Any) -> None:
@@ -187,7 +188,7 @@ def see(folder: Path, rank: int) -> Sighting:
         steps=beat.get("steps", 0),
         end_code=end.get("code"),
         ended_at=end.get("at"),
-        process=_process_state(pid),
+        process=_process_state(pid, place.get("started")),
         news=news or None,
         last_words=_block(raw, LAST_WORDS, LAST_WORDS_BYTES) or None,
     )
@@ -206,10 +207,11 @@ def _block(raw: bytes, place: int, size: int = BLOCK_BYTES) -> dict[str, Any]:
         return {}
 
 
-def _process_state(pid: int | None) -> str | None:
+def _process_state(pid: int | None, started: float | None) -> str | None:
     if pid is None:
         return None
     try:
-        return psutil.Process(pid).status()
+        process = psutil.Process(pid)
+        return process.status() if process.create_time() == started else None
     except psutil.Error:
         return None

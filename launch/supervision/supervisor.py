@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import OutputError
-from ..errors import Exit
+from ..errors import Exit, exit_code_of
 from ..plan import Plan
 from .aftermath import collect, end_all
 from .interrupts import Interrupts
@@ -83,16 +83,15 @@ def supervise(
     """
     if owned:
         folder.write("status.json", status("running", None))
-    hosts = hosts or Alone()
-    crew = _Crew(folder, plan, display, hosts)
-    with Interrupts() as interrupts:
-        launcher = start(folder, plan)
-        try:
-            report = crew.watch(launcher, interrupts)
-        finally:
-            end_all(launcher, crew.ranks)
-            crew.leave()
-    final = hosts.settle(replace(report, launcher_code=launcher.poll()))
+    try:
+        final = _run(folder, plan, display, hosts or Alone(), start)
+    except BaseException as error:
+        # A fault of ours: the folder must not say for ever that the run goes on.
+        if owned:
+            with contextlib.suppress(OutputError):
+                cause = f"the supervisor failed: {type(error).__name__}: {error}"
+                folder.write("status.json", status("failed", exit_code_of(error), cause=cause))
+        raise
     if final["exit_code"] == Exit.SOME_FAILED:
         # Rank 0 has written what is missing.
         final |= folder.read("errors/incomplete.json") or {}
@@ -101,6 +100,20 @@ def supervise(
         with contextlib.suppress(OutputError):
             folder.write("status.json", final)
     return final
+
+
+def _run(
+    folder: RunFolder, plan: Plan, display: Display, hosts: Hosts, start: Callable[[RunFolder, Plan], Launcher]
+) -> dict[str, Any]:
+    with Interrupts() as interrupts:
+        crew = _Crew(folder, plan, display, hosts)
+        launcher = start(folder, plan)
+        try:
+            report = crew.watch(launcher, interrupts)
+        finally:
+            end_all(launcher, crew.ranks)
+            crew.leave()
+        return hosts.settle(replace(report, launcher_code=launcher.poll()))
 
 
 class _Crew:

@@ -73,6 +73,15 @@ def of_death(seen: Sighting, host: str, now: float, *, memory: str | None, log: 
     )  # fmt: skip
 
 
+def of_launcher(code: int, host: str, now: float) -> Evidence:
+    """The process that started the ranks was ended by signal `-code`."""
+    cause = f"the process that started the ranks was ended by {signal.Signals(-code).name}, and the ranks with it"
+    return Evidence(
+        rank=None, host=host, at=now, phase=None, step=None, exit_code=Exit.WORKER_DIED, cause=cause,
+        hint="its output is in logs/launcher.log in the run folder",
+    )  # fmt: skip
+
+
 def of_hang(stuck: Sequence[Sighting], odd: Odd | None, host: str, now: float, silence: float) -> Evidence:
     """Whom the others wait for, among ranks none of which makes progress; no rank when nothing tells them apart.
 

@@ -93,6 +93,31 @@ def test_a_killed_supervisor_leaves_nothing_and_is_told_of(
     assert json.loads((killed / "status.json").read_text())["state"] == "interrupted"
 
 
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("launcher", ["fork", "torchrun"])
+def test_a_killed_launcher_is_told_apart_from_ranks_that_leave(tmp_path: Path, launcher: str) -> None:
+    """kill -9 of the process between the command and its ranks: exit 5, no rank is blamed, nothing stays."""
+    process = start(tmp_path, NEVER, f"--launcher={launcher}")
+    family = wait_for_step(tmp_path, process)
+    psutil.Process(process.pid).children()[0].kill()
+    process.communicate(timeout=60)
+    assert (process.returncode, status(tmp_path)["culprit"]) == (5, None)
+    assert "the process that started the ranks was ended by SIGKILL" in status(tmp_path)["cause"]
+    assert alive(family) == []
+
+
+@pytest.mark.fault(13)
+def test_ctrl_c_during_the_start_ends_at_once(tmp_path: Path) -> None:
+    """Before the first step there is nothing to finish: exit 130, with a status."""
+    process = start(tmp_path, NEVER)
+    while not (tmp_path / "latest" / "status.json").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, status(tmp_path)["state"]) == (130, "interrupted")
+    assert "Traceback" not in errors
+
+
 @pytest.mark.fault(10)
 def test_a_killed_loader_worker_is_named(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """kill -9 of a loader process: exit 5, the rank it belonged to, the worker, and what may have killed it."""
