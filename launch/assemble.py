@@ -23,7 +23,7 @@ from .config import RunConfig, is_user_model
 from .environment import boot_id, cpu_name, versions
 from .evaluation import Evaluation
 from .loop import Event
-from .ranks import Rank
+from .ranks import Rank, keeps_checkpoints
 from .schedule import Step
 from .setting import Setting
 from .strategies._contract import Sharded
@@ -82,7 +82,10 @@ class Saver:
 
     def before_leaving(self, probe: Probe | WindowProbe, step: int) -> None:
         """Write the state after `step`, unless that was done."""
-        if self._saved != step:
+        if not keeps_checkpoints():
+            why, hint = "hosts that share no disk keep no checkpoint", "give an --out that all of them share"
+            self.failed = checkpoint.CheckpointFailed(0, why, hint=hint)
+        elif self._saved != step:
             with probe.event("checkpoint", step) as values:
                 values.update(self(step))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import importlib
 import sys
@@ -14,7 +13,7 @@ from typing import NoReturn
 import orjson
 
 from .. import __version__  # pyright: ignore[reportMissingImports] (launch/entry, once installed)
-from ..reports.console import hush
+from ..reports.console import Steady, hush
 from .errors import ConfigError, Exit, exit_code_of
 from .text import plain
 
@@ -28,8 +27,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     code = run_command(list(sys.argv[1:] if argv is None else argv))
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
+    Steady(sys.stdout).flush()
     sys.exit(int(code))
 
 
@@ -81,13 +79,12 @@ def _report(error: BaseException, code: Exit, *, as_json: bool) -> None:
     hint = getattr(error, "hint", "")
     message = str(error) or type(error).__name__
     if code is Exit.INTERRUPTED:
-        message = "interrupted"
+        message = "interrupted by Ctrl-C"
     if code is Exit.INTERNAL:
         traceback.print_exception(error)
         hint = "this is a bug in scalelab: please report the lines above"
-    print("\n".join(f"error: {plain(line)}" for line in message.splitlines()), file=sys.stderr)
-    if hint:
-        print(f"hint: {plain(hint)}", file=sys.stderr)
+    lines = [f"error: {plain(line)}" for line in message.splitlines()] + ([f"hint: {plain(hint)}"] if hint else [])
+    print("\n".join(lines), file=Steady(sys.stderr), flush=True)
     if as_json:
         failure = {"error": {"exit_code": int(code), "meaning": code.meaning, "message": message, "hint": hint}}
         print(orjson.dumps(failure).decode())

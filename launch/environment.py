@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("scalelab", "torch", "deepspeed", "accelerate", "webdataset", "numpy", "simplejpeg", "pillow")
 VARIABLES = re.compile(
     r"CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|MKL_NUM_THREADS|(NCCL|GLOO|TORCH_NCCL|TORCH_DISTRIBUTED)_[A-Z0-9_]+"
@@ -56,6 +58,23 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"{socket.gethostname()}-{sys.platform}"
+
+
+def started(pid: int) -> float | None:
+    """When process `pid` started, in clock ticks since boot (Linux) or seconds; None if it does not run."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, ValueError):
+        text = ""
+    if text:
+        # The name in parentheses may hold anything; state and start time are the fields 3 and 22 of proc(5).
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else float(fields[19])
+    try:
+        # Where there is no /proc. psutil's own figure moves with the wall clock on Linux.
+        return None if os.path.exists("/proc/self/stat") else psutil.Process(pid).create_time()
+    except (psutil.Error, ValueError, OverflowError):
+        return None
 
 
 def cpu_name() -> str:

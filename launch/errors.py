@@ -94,6 +94,10 @@ class NumericError(ScalelabError):
     elsewhere = False
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived where nothing had been started yet."""
+
+
 def exit_code_of(error: BaseException) -> Exit:
     """The exit code that stands for `error`."""
     if isinstance(error, ScalelabError):
@@ -106,6 +110,8 @@ def exit_code_of(error: BaseException) -> Exit:
         return Exit.PREFLIGHT
     if isinstance(error, SchemaError):
         return Exit.USAGE
+    if isinstance(error, Terminated):
+        return Exit.TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
     if isinstance(error, LoaderDied):

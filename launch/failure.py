@@ -38,8 +38,9 @@ def write_failure(folder: RunFolder, rank: Rank, pulse: Pulse, error: BaseExcept
     code = _exit_code(error)
     memory = None
     if code is Exit.OUT_OF_MEMORY and at_hand.training is not None:
+        pulse.patient()
         memory = explain(error, at_hand.training, at_hand.run, at_hand.batch)
-    communication, message = is_communication_error(error), str(error)
+    communication, message = is_communication_error(error), _text(error)
     if communication:
         # Should every rank only have met an error of its peers: which of them was somewhere else?
         own = collectives.dump_file(folder.path, rank.rank)
@@ -66,6 +67,13 @@ def write_failure(folder: RunFolder, rank: Rank, pulse: Pulse, error: BaseExcept
         pulse.last_words({**failure, "traceback": "", "memory": None})
     print(failure["traceback"], *([memory["table"]] if memory else []), sep="\n", file=sys.stderr)
     return code
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # the user's class can do anything
+        return f"{type(error).__name__}, whose text could not be had ({type(failure).__name__})"
 
 
 def _exit_code(error: BaseException) -> Exit:

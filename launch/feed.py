@@ -27,6 +27,10 @@ from .ranks import Rank
 from .supervision.parent import die_with_parent
 
 MADE_UP_BATCHES = 4
+# What a loader process gets when its rank has ended. Not SIGKILL: torch names a file in /dev/shm for a moment for each
+# tensor that it hands over, and one that is named when the process is killed stays for ever. Python acts on a signal
+# only when that call has returned.
+RANK_GONE = signal.SIGUSR2
 
 
 class Feed(AbstractContextManager["Feed"], Iterator[Any]):
@@ -97,7 +101,8 @@ def open_feed(
 def _begin_loader_process(rank_pid: int, index: int) -> None:
     """What a loader process does first: it ends with its rank at once, which torch would notice after seconds, and
     leaves to the rank the signals that ask a whole run to stop: a scheduler sends them to every process of a job."""
-    die_with_parent()
+    signal.signal(RANK_GONE, lambda *_: os._exit(Exit.WORKER_DIED))
+    die_with_parent(by=RANK_GONE)
     if multiprocessing.get_start_method() == "fork" and os.getppid() != rank_pid:
         os._exit(Exit.WORKER_DIED)  # the rank was gone before that was asked for
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):

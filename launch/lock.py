@@ -18,11 +18,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..profiles.storage import PARTIAL, write_all, writing
-from .environment import boot_id
+from .environment import boot_id, started
 from .errors import Exit, ScalelabError
 
 NAME = "lock"
@@ -47,7 +46,7 @@ class Holder(BaseModel):
     def ourselves(cls) -> Holder:
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         pid = os.getpid()
-        return cls(pid=pid, started=_started(pid) or 0.0, host=socket.gethostname(), boot_id=boot_id(), since=since)
+        return cls(pid=pid, started=started(pid) or 0.0, host=socket.gethostname(), boot_id=boot_id(), since=since)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -57,7 +56,7 @@ class Holder(BaseModel):
     @property
     def is_alive(self) -> bool:
         """Whether that very process runs on this host."""
-        return not self.is_elsewhere and self.boot_id == boot_id() and _started(self.pid) == self.started
+        return not self.is_elsewhere and self.boot_id == boot_id() and started(self.pid) == self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -224,23 +223,6 @@ def _give_back(path: Path, descriptor: int) -> None:
             os.unlink(path)
     with contextlib.suppress(OSError):
         os.close(descriptor)
-
-
-def _started(pid: int) -> float | None:
-    """When process `pid` started, in clock ticks since boot (Linux) or seconds; None if it does not run."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, ValueError):
-        text = ""
-    if text:
-        # The name in parentheses may hold anything; state and start time are the fields 3 and 22 of proc(5).
-        fields = text.rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else float(fields[19])
-    try:
-        # Where there is no /proc. psutil's own figure moves with the wall clock on Linux.
-        return None if os.path.exists("/proc/self/stat") else psutil.Process(pid).create_time()
-    except (psutil.Error, ValueError, OverflowError):
-        return None
 
 
 _held: set[int] = set()

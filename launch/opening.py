@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any
 
 from ..profiles.runfolder import RunFolder
 from .config import name_of
-from .errors import Exit, exit_code_of
+from .errors import Terminated, exit_code_of
 from .lock import holder, locked
 from .plan import Plan
+from .supervision.aftermath import clear_away
 from .supervision.hosts import Hosts
 from .supervision.meeting import gather, join
+from .supervision.pulse import watched_ranks
 from .supervision.verdict import status
 
 Say = Callable[[str], None]
@@ -56,27 +58,35 @@ def opened(plan: Plan, describe: Callable[[RunFolder], dict[str, Any]], data: st
         folder = RunFolder.create(out, name_of(plan.config))
         _hold(stack, folder, say)
         folder.write("run.json", describe(folder))
+        folder.write("status.json", status("running", None))
+        stack.enter_context(_told(folder))
         say(f"run folder: {folder.path}")
         hosts = None
         if plan.config.nodes > 1:
             say(f"waiting for {plan.config.nodes - 1} more host(s) at {plan.config.rendezvous}")
-            with _told(folder):
-                hosts = gather(plan, folder, data)
+            hosts = gather(plan, folder, data)
         yield Opened(folder, hosts, owned=True)
 
 
 @contextlib.contextmanager
 def _told(folder: RunFolder) -> Iterator[None]:
-    """What ends the run within, before it has begun, is in its status."""
+    """What ends the run within is in its status, also before it has begun; SIGTERM too."""
+
+    def terminated(number: int, frame: object) -> None:
+        raise Terminated("ended by SIGTERM before the ranks were started")
+
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
         yield
     except BaseException as error:
-        cause = str(error) or type(error).__name__
-        hint = getattr(error, "hint", "")
-        code = exit_code_of(error)
-        state = "interrupted" if code is Exit.INTERRUPTED else "failed"
-        folder.write("status.json", status(state, code, cause=cause, hint=hint))
+        if (folder.read("status.json") or {}).get("state") == "running":
+            cause = str(error) or type(error).__name__
+            hint = getattr(error, "hint", "")
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            folder.write("status.json", status(state, exit_code_of(error), cause=cause, hint=hint))
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _hold(stack: contextlib.ExitStack, folder: RunFolder, say: Say) -> None:
@@ -98,5 +108,5 @@ def note_interrupted(out: Path, say: Say) -> None:
         cause = "its supervisor was killed, or the host went down"
         hint = "its records are readable: what the ranks had done until then"
         folder.write("status.json", status("interrupted", None, cause=cause, hint=hint))
-        shutil.rmtree(folder.path / "live", ignore_errors=True)
+        clear_away(folder, watched_ranks(folder.path))
         say(f"note: the last run, {folder.run_id}, was interrupted: {cause}")

@@ -20,15 +20,15 @@ JOIN_SECONDS = 600
 # limit ends the rank that waits.
 COLLECTIVE_SECONDS = 6 * 3600
 RECORDED_COLLECTIVES = 200
-# How gloo, NCCL and the store word the loss of a peer, where the exception is a plain RuntimeError.
-_PEER_LOST = re.compile(
-    r"gloo[/:]|NCCL (error|communicator)|ncclRemoteError|Connection (closed|reset) by peer"
-    r"|(TCPStore|Socket).*(fail|timed? ?out)",
-    re.IGNORECASE | re.DOTALL,
-)
+# How gloo words the loss of a peer, in a plain RuntimeError: with the place in its source first.
+_GLOO = re.compile(r"\[\S*gloo/\S+\]")
+# Errors of torch.distributed that are a rank's own: a port that is taken, memory that has run out.
+_OWN = re.compile(r"EADDRINUSE|failed to listen|out of memory", re.IGNORECASE)
 # Where the supervisor of several hosts has the ranks' store made, "HOST PORT", and the number of a host's first rank.
 STORE_VARIABLE = "SCALELAB_STORE"
 FIRST_RANK_VARIABLE = "SCALELAB_FIRST_RANK"
+# "1" where several hosts write to one folder on a shared disk.
+SHARED_VARIABLE = "SCALELAB_SHARED"
 # On a single host the store listens on a socket that the ranks inherit.
 LISTENER_VARIABLE = "SCALELAB_STORE_FD"
 
@@ -70,6 +70,11 @@ def first_rank() -> int:
     return int(os.environ.get(FIRST_RANK_VARIABLE, "0"))
 
 
+def keeps_checkpoints() -> bool:
+    """Whether all ranks write to one folder: always on a single host."""
+    return store_of_hosts() is None or os.environ.get(SHARED_VARIABLE) == "1"
+
+
 def store_of_hosts() -> tuple[str, int] | None:
     """Host and port of the store of a run on several hosts; None on a single one."""
     host, _, port = os.environ.get(STORE_VARIABLE, "").partition(" ")
@@ -90,7 +95,7 @@ def join_ranks(rank: Rank, device: str) -> torch.device:
     here = torch.device("cuda", rank.local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(here)
-    elif sys.platform == "linux" and rank.world_size == rank.local_world_size:
+    if sys.platform == "linux" and rank.world_size == rank.local_world_size:
         # All ranks on this host: the loopback always answers, the host's own name need not.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # Lists the last collectives, for the day on which ranks hang.
@@ -149,9 +154,9 @@ def is_communication_error(error: BaseException) -> bool:
     seen, met = error, set[int]()
     while seen is not None and id(seen) not in met:
         met.add(id(seen))
-        if isinstance(seen, distributed.DistError):
+        if isinstance(seen, distributed.DistError) and not _OWN.search(str(seen)):
             return True
-        if isinstance(seen, RuntimeError) and not isinstance(seen, ValueError) and _PEER_LOST.search(str(seen)):
+        if type(seen) is RuntimeError and _GLOO.match(str(seen)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

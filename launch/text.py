@@ -16,7 +16,8 @@ def plain(text: str) -> str:
 
 
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
-_USER_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+@")
+_USER_IN_ADDRESS = re.compile(r"(?<=://)([^\s@/]*|[^\s@/]+:[^\s@]+)@")
+_SECRET_IN_QUERY = re.compile(r"(?<=[?&])([\w-]*(?:key|token|secret|passw|auth|sig)[\w-]*=)[^&\s'\"]+", re.IGNORECASE)
 # Shorter values stand in ordinary text by chance.
 _SECRET_CHARACTERS = 8
 HIDDEN = "[hidden]"
@@ -25,7 +26,7 @@ HIDDEN = "[hidden]"
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """`text` without the values of environment variables that are named like secrets, and without users and passwords
     in addresses."""
-    text = _USER_IN_ADDRESS.sub(f"{HIDDEN}@", text)
+    text = _SECRET_IN_QUERY.sub(rf"\1{HIDDEN}", _USER_IN_ADDRESS.sub(f"{HIDDEN}@", text))
     values = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
     for value in sorted(values, key=len, reverse=True):
         if len(value) >= _SECRET_CHARACTERS:
@@ -33,6 +34,9 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
     return text
 
 
-def is_secret(name: str) -> bool:
-    """Whether something of this name is better not shown."""
-    return _SECRET_NAME.search(name) is not None
+def redacted_argument(argument: str) -> str:
+    """A word of a command line, without secrets, nor the value of an option that is named like one."""
+    head, sign, _ = argument.rpartition("=")
+    if sign and _SECRET_NAME.search(head):
+        return f"{head}={HIDDEN}"
+    return redacted(argument)

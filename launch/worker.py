@@ -1,6 +1,6 @@
 """One rank of a run, from its environment variables to its last record.
 
-Started by torchrun as `python -m scalelab.launch.worker RUN_FOLDER`, or forked by `supervision/forker.py`.
+Started by torchrun through `supervision/torchrun_rank.py`, or forked by `supervision/forker.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from .setting import Setting
 from .stopping import Stopping
 from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
-from .supervision.parent import die_with_parent
 from .supervision.pulse import Pulse, stack_file
 
 
@@ -129,6 +128,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
         except NumericError as error:
             raise _located(error, job) from None
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
+            pulse.at(pulse.step, "checkpoint")
             saver.before_leaving(probe, pulse.step or 0)
         probe.close()
         write(peaks(device))
@@ -137,6 +137,8 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     if saver.failed is not None and rank.rank == 0:
         with contextlib.suppress(OutputError):
             folder.write("errors/incomplete.json", {"cause": str(saver.failed), "hint": saver.failed.hint})
+    if stopping.agreed is Exit.PREEMPTED and saver.failed is not None:
+        return "stopped", Exit.CHECKPOINT
     if stopping.agreed:
         return "stopped", stopping.agreed
     return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
@@ -213,7 +215,7 @@ def _facts(source: ModelSource, model: torch.nn.Module, blocks: list[torch.nn.Mo
 
 
 def main() -> None:
-    die_with_parent()
+    """The rank that torchrun's variables describe; the run folder is the last argument."""
     folder = RunFolder(Path(sys.argv[1]))
     rank = Rank.from_environment(folder.read("run.json")["setting"]["world_size"])
     if (store := store_of_hosts()) is not None:
@@ -237,7 +239,3 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The console that everything is printed on: a reader that leaves (`| head`) ends the printing, never the run."""
+"""The console for everything that is printed: a reader that leaves (`| head`, a closed terminal) ends nothing else."""
 
 from __future__ import annotations
 
@@ -9,14 +9,34 @@ from typing import IO, Any
 import rich.console
 
 
+class Steady:
+    """A text stream whose reader may leave: what is then still written goes nowhere."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:  # a closed pipe, or EIO from a terminal that is gone
+            hush(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            hush(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Console(rich.console.Console):
-    """rich's console, with a way of its own to meet a closed pipe; rich's would end the process."""
+    """rich's console on a steady stream; rich's own would end the process."""
 
-    def __init__(self, file: IO[str] | None = None, **options: Any) -> None:
-        super().__init__(file=file, highlight=False, **options)
-
-    def on_broken_pipe(self) -> None:
-        hush(self.file)
+    def __init__(self, file: IO[str], **options: Any) -> None:
+        super().__init__(file=Steady(file), highlight=False, **options)  # pyright: ignore[reportArgumentType]
 
 
 def hush(stream: IO[str]) -> None:

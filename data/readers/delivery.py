@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from ..skipping import BadSample, BadSamples
 Batch = dict[str, torch.Tensor]
 
 # torch/csrc/DataLoader.cpp, raised by the handler of SIGCHLD wherever the main thread is, and dataloader.py.
+SHARED_MEMORY = Path("/dev/shm")
 _KILLED = re.compile(r"DataLoader worker \(pid (?P<pids>\d+)\) is killed by signal: (?P<signal>[^.]*)")
 _EXITED = re.compile(
     r"DataLoader worker \(pid(\(s\))? (?P<pids>[\d, ]+)\) exited unexpectedly( with exit code (?P<code>\d+))?"
@@ -118,6 +120,14 @@ def _end_at_once(iterator: Any, workers: Sequence[BaseProcess]) -> None:
         process.kill()
     for process in workers:
         process.join()
+        _free_shared_memory(process.pid)
+
+
+def _free_shared_memory(pid: int | None) -> None:
+    """Removes what the killed process `pid` was about to hand over: torch would have taken its name away in the next
+    moment, and nobody else would."""
+    for path in SHARED_MEMORY.glob(f"torch_{pid}_*"):
+        path.unlink(missing_ok=True)
 
 
 def loader_death(error: BaseException) -> LoaderDied | None:
@@ -135,6 +145,8 @@ def loader_death(error: BaseException) -> LoaderDied | None:
 
 
 def _died(found: Mapping[int, str | None]) -> LoaderDied:
+    for pid in found:
+        _free_shared_memory(pid)
     ends = [_end(pid, how) for pid, how in sorted(found.items())]
     hints = [hint for _, hint in ends if hint]
     return LoaderDied("; ".join(text for text, _ in ends), hint=hints[0] if hints else "")

@@ -11,7 +11,7 @@ import orjson
 
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
-from ...reports.console import hush
+from ...reports.console import Steady
 from .. import devices, environment, strategies
 from ..config import RunConfig, build, is_user_model, name_of, parse_target
 from ..errors import Exit
@@ -19,7 +19,7 @@ from ..explain import explanation
 from ..options import Options
 from ..plan import Plan, resolve
 from ..precision import PRECISIONS
-from ..text import plain, redacted
+from ..text import plain, redacted_argument
 
 if TYPE_CHECKING:
     from ..dataset import Dataset
@@ -85,7 +85,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         _tell(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
     elif config.node_rank == 0 and summary["steps"]["measured"]:
-        Console().print(run_table(summary, folder.read("run.json").get("law")))
+        Console(sys.stdout).print(run_table(summary, folder.read("run.json").get("law")))
     if status["exit_code"] != Exit.OK:
         for line in explanation(folder, status):
             _say(line)
@@ -105,7 +105,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "schema": SCHEMA,
         "run_id": folder.run_id,
         "name": name_of(plan.config),
-        "command": ["scalelab", "run", *(redacted(argument) for argument in argv)],
+        "command": ["scalelab", "run", *map(redacted_argument, argv)],
         "config": plan.config.model_dump(),
         "setting": asdict(plan.setting),
         "precision": asdict(PRECISIONS[plan.config.precision]),
@@ -141,7 +141,7 @@ def _dry_run(plan: Plan, *, as_json: bool) -> int:
     print(f"\n{dtypes}")
     parts = f"{len(shape.parameters)} tensors and {blocks} blocks"
     print(f"{parameters:,} parameters in {parts}, {plan.world_size} ranks")
-    Console().print(law_table(law))
+    Console(sys.stdout).print(law_table(law))
     return Exit.OK
 
 
@@ -180,15 +180,9 @@ def _refuse_model(plan: Plan) -> None:
 
 def _say(text: str) -> None:
     """Print to stderr, where it does not mix with results. Nobody there to read it is no reason to stop."""
-    try:
-        print(plain(text), file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        hush(sys.stderr)
+    print(plain(text), file=Steady(sys.stderr), flush=True)
 
 
 def _tell(text: str) -> None:
     """Print a result to stdout, on the same terms."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        hush(sys.stdout)
+    print(text, file=Steady(sys.stdout), flush=True)

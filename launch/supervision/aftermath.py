@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import time
@@ -15,7 +16,7 @@ import psutil
 from ...profiles.runfolder import RunFolder
 from . import collectives
 from .launchers import Launcher
-from .pulse import BEAT_SECONDS, FINAL, Sighting, dump_request, see
+from .pulse import BEAT_SECONDS, FINAL, Sighting, dump_request, pulse_file, see, stack_file
 from .report import Evidence, Report
 from .verdict import of_death, of_error, of_launcher
 
@@ -25,6 +26,8 @@ PEERS_SECONDS = 2.0
 DUMP_SECONDS = 3 * BEAT_SECONDS
 # From the first SIGKILL to the launcher's own end.
 KILL_SECONDS = 3.0
+# For loader processes to end by themselves.
+LOADERS_SECONDS = 1.0
 STACK_SIGNAL = signal.SIGUSR2
 POLL_SECONDS = 0.02
 # Of a rank's log that are searched for why it ended.
@@ -64,13 +67,20 @@ def collect(
 
     With `hung`, their stacks are asked for and nobody is waited for. `memory` tells whether the kernel killed for it.
     """
-    host = socket.gethostname()
+    host, noticed_at = socket.gethostname(), time.monotonic()
     numbers = [seen.rank for seen in ranks]
     if hung:
         seen = ask_for_stacks(folder, ranks)
         stuck = [item for item in seen if item.state not in FINAL and not item.gone]
         lists = collectives.read(folder.path, numbers)
-        return Report(host=host, ranks=seen, stuck=stuck, collectives=lists, silence_seconds=silence_seconds)
+        return Report(
+            host=host,
+            ranks=seen,
+            stuck=stuck,
+            collectives=lists,
+            silence_seconds=silence_seconds,
+            noticed_at=noticed_at,
+        )
     seen = _wait_for_peers(folder, ranks, launcher)
     code = launcher.poll()
     if code is not None and code < 0:
@@ -78,7 +88,7 @@ def collect(
         return Report(host=host, ranks=seen, evidence=[of_launcher(code, host, time.monotonic())])
     # Those that are gone now went by themselves; whoever goes later was killed by us.
     lost = {item.rank for item in seen if item.gone and item.state not in FINAL}
-    end_all(launcher, seen)
+    end_all(folder, launcher, seen)
     evidence: list[Evidence] = []
     for item in [see(folder.path, rank) for rank in numbers]:
         error = folder.read(f"errors/{folder.error_file(item.rank).name}") or item.last_words
@@ -110,8 +120,9 @@ def _wait_for_peers(folder: RunFolder, ranks: Sequence[Sighting], launcher: Laun
         time.sleep(POLL_SECONDS)
 
 
-def end_all(launcher: Launcher, ranks: Sequence[Sighting]) -> None:
+def end_all(folder: RunFolder, launcher: Launcher, ranks: Sequence[Sighting]) -> None:
     """Leave no process of the run behind: ranks first, so that a launcher can say how they ended, then all the rest."""
+    ranks = [see(folder.path, seen.rank) for seen in ranks]
     family = _family(launcher, ranks)
     for seen in ranks:
         if seen.pid is not None and not seen.gone:
@@ -120,15 +131,37 @@ def end_all(launcher: Launcher, ranks: Sequence[Sighting]) -> None:
     deadline = time.monotonic() + KILL_SECONDS
     while launcher.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+    # Loader processes end with their rank, once they hold nothing that would stay in /dev/shm.
+    _, alive = psutil.wait_procs(
+        [process for process in family if process.pid != launcher.pid], timeout=LOADERS_SECONDS
+    )
     # torchrun gives each rank a group of its own; under a forker there is no group of a rank's pid.
     for group in {launcher.pid, *(seen.pid for seen in ranks if seen.pid is not None)}:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
-    for process in family:
+    for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    while launcher.poll() is None:
+    deadline = time.monotonic() + KILL_SECONDS  # a process that waits for a dead disk cannot be killed
+    while launcher.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+
+
+def clear_away(folder: RunFolder, ranks: Sequence[int]) -> None:
+    """Remove what the watch, and ranks that were killed, leave. Stacks are kept, beside the errors."""
+    live = folder.path / "live"
+    for rank in ranks:
+        temporary = see(folder.path, rank).temporary
+        if temporary is not None and Path(temporary).name.startswith("pymp-"):
+            shutil.rmtree(temporary, ignore_errors=True)
+        stack = stack_file(folder.path, rank)
+        if stack.exists() and stack.stat().st_size:
+            stack.replace(folder.path / "errors" / stack.name)
+        for path in (stack, pulse_file(folder.path, rank), dump_request(folder.path)):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(live / "torchrun", ignore_errors=True)
+    with contextlib.suppress(OSError):  # another host's files may be in it
+        live.rmdir()
 
 
 def _family(launcher: Launcher, ranks: Sequence[Sighting]) -> list[psutil.Process]:

@@ -31,7 +31,9 @@ def dump(path: Path) -> None:
         from torch._C import _distributed_c10d
 
         # Our own process's bytes, made this instant: nothing foreign is unpickled.
-        content = pickle.loads(_distributed_c10d._dump_fr_trace())  # pyright: ignore[reportAttributeAccessIssue]
+        # NCCL keeps a list apart from the one of gloo, whose only entries are then those of our own small group.
+        dumper = getattr(_distributed_c10d, "_dump_nccl_trace", None) if _is_nccl() else None
+        content = pickle.loads((dumper or _distributed_c10d._dump_fr_trace)())  # pyright: ignore
         entries = [
             {
                 "group": str(entry["process_group"][0]),
@@ -45,6 +47,12 @@ def dump(path: Path) -> None:
         partial = path.with_suffix(".partial")
         partial.write_bytes(orjson.dumps(entries))
         partial.rename(path)
+
+
+def _is_nccl() -> bool:
+    from torch import distributed
+
+    return distributed.is_initialized() and distributed.get_backend() == "nccl"
 
 
 def read(folder: Path, ranks: Sequence[int]) -> dict[int, list[dict[str, Any]]]:

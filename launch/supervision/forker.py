@@ -14,12 +14,12 @@ from ...profiles.runfolder import RunFolder
 from ..config import RunConfig
 from ..ranks import LISTENER_VARIABLE, Rank, first_rank, listen_on_free_port, store_of_hosts
 from ..setting import Setting
-from .parent import die_with_parent, leave_signals_to_ranks
+from .parent import die_with_parent, given_parent, leave_signals_to_ranks
 from .pulse import record_end
 
 
 def main() -> None:
-    die_with_parent()
+    die_with_parent(given_parent())
     folder = RunFolder(Path(sys.argv[1]))
     run_json = folder.read("run.json")
     config, setting = RunConfig(**run_json["config"]), Setting(**run_json["setting"])

@@ -54,7 +54,7 @@ class Hosts:
         found: Trouble | None = None
         for message in self._listen(0.0):
             if message["kind"] == "trouble":
-                found = "hung" if message["hung"] else found or "lost"
+                found = "hung" if message.get("hung") else found or "lost"
         return found or ("lost" if self._lost else None)
 
     def settle(self, report: Report) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Hosts:
         if bad:
             self._tell(kind="trouble", hung=bool(report.stuck))
         limit = REPORT_SECONDS if bad else FINISH_SECONDS
-        return self._gather(report, limit) if self._is_first else self._report(report, limit)
+        return self._gather(report, limit) if self._is_first else self._report(report)
 
     @property
     def _is_first(self) -> bool:
@@ -78,7 +78,7 @@ class Hosts:
         self._tell(kind="final", status=final)
         return final
 
-    def _report(self, report: Report, limit: float) -> dict[str, Any]:
+    def _report(self, report: Report) -> dict[str, Any]:
         """On any other host: report to host 0 and hear its decision; decide alone when it is gone."""
         wire = self._wires.get(0)
         if wire is not None:
@@ -90,15 +90,19 @@ class Hosts:
                         if SENT.fullmatch(name) and path.is_file() and path.name != "launcher.log":
                             wire.send_file(self._folder.path, name)
                 wire.send(kind="report", report=report.to_json(time.monotonic()))
-            self._until(lambda: self._final is not None, limit)
+            # However long other hosts send their files: host 0 beats until it has them.
+            self._until(lambda: self._final is not None, float("inf"))
         if self._final is None and 0 in self._wires:
             self._lose(0, "did not say how the run ended")
         return self._final or conclude([report], list(self._lost.values()))
 
     def _until(self, done: Callable[[], bool], seconds: float) -> None:
-        """Listen until `done`, at most so long after the last word of anybody that is not yet lost."""
-        deadline = time.monotonic() + seconds
-        while not done() and self._wires and time.monotonic() < deadline:
+        """Listen until `done`, at most so long after the last piece of a file. Silent hosts are lost before."""
+        began = time.monotonic()
+        while not done() and self._wires:
+            filed_at = max((wire.filed_at for wire in self._wires.values()), default=began)
+            if time.monotonic() > max(began, filed_at) + seconds:
+                return
             if time.monotonic() - self._told > BEAT_SECONDS:
                 self._told = time.monotonic()
                 self._tell(kind="beat")
@@ -115,7 +119,7 @@ class Hosts:
                     self._take(node, message)
                     messages.append(message)
                     seconds = 0.0
-            except (WireError, KeyError, TypeError, ValueError) as error:
+            except (WireError, KeyError, TypeError, ValueError, AttributeError) as error:
                 self._lose(node, f"ended the connection ({error})")
                 continue
             if time.monotonic() - wire.heard_at > LOST_SECONDS:

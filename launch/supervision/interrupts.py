@@ -17,17 +17,11 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.signals: list[signal.Signals] = []
-        self._arrived = threading.Event()
         self._before: dict[int, object] = {}
 
     @property
     def count(self) -> int:
         return len(self.signals)
-
-    def wait(self, seconds: float) -> None:
-        """Sleep so long, or until a signal comes."""
-        self._arrived.wait(seconds)
-        self._arrived.clear()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -37,8 +31,8 @@ class Interrupts:
         return self
 
     def _count(self, number: int, frame: FrameType | None) -> None:
+        # Nothing that takes a lock: another signal may come in the middle of this.
         self.signals.append(signal.Signals(number))
-        self._arrived.set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

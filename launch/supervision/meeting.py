@@ -6,6 +6,7 @@ store will be. When each has its folder, all start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -19,13 +20,17 @@ from ..config import parse_rendezvous
 from ..environment import versions
 from ..errors import ConfigError, PreflightError
 from ..plan import Plan
-from ..ranks import STORE_VARIABLE
+from ..ranks import SHARED_VARIABLE, STORE_VARIABLE
 from .hosts import Hosts
-from .wire import Wire, WireError, free_port, listen
+from .wire import MAX_BYTES, Wire, WireError, free_port, listen
 
 RETRY_SECONDS = 0.3
 # From one step of the meeting to the next: the time to make a folder.
 ANSWER_SECONDS = 60.0
+# Somebody who has connected has so long to say who he is, in so many bytes.
+HELLO_SECONDS = 10.0
+HELLO_BYTES = 1 << 16
+ACCEPT_SECONDS = 0.1
 # What may differ between the commands given on the hosts.
 OWN = ("node_rank", "out", "name", "data")
 SAME_VERSIONS = ("scalelab", "torch", "deepspeed", "accelerate")
@@ -42,16 +47,8 @@ def gather(plan: Plan, folder: RunFolder, data: str | None) -> Hosts:
         server = listen(host, port)
     except OSError as error:
         raise PreflightError(f"--rendezvous {plan.config.rendezvous}: {error.strerror or error}") from error
-    wires: dict[int, Wire] = {}
     with server:
-        deadline = time.monotonic() + plan.config.rendezvous_timeout
-        while len(wires) < plan.config.nodes - 1:
-            server.settimeout(max(0.01, deadline - time.monotonic()))
-            try:
-                sock, _ = server.accept()
-            except TimeoutError:
-                raise _missing(plan, wires) from None
-            _greet(plan, Wire(sock), wires, data)
+        wires = _all_others(plan, server, data)
     store = free_port(host)
     for wire in wires.values():
         wire.send(kind="welcome", run_id=folder.run_id, store_port=store)
@@ -63,7 +60,7 @@ def gather(plan: Plan, folder: RunFolder, data: str | None) -> Hosts:
         raise PreflightError(problem, hint="leave --save-every out, or give such a folder with --out")
     for wire in wires.values():
         wire.send(kind="start", shared=all(shared))
-    _prepare_network(host, store, next(iter(wires.values())).here)
+    _prepare_network(host, store, next(iter(wires.values())).here, shared=all(shared))
     return Hosts(plan, wires, folder, shared=all(shared))
 
 
@@ -80,9 +77,9 @@ def join(plan: Plan, make_folder: Callable[[str], tuple[RunFolder, bool]], data:
     welcome = _answer(wire, 0, "welcome", plan.config.rendezvous_timeout)
     folder, shared = make_folder(str(welcome["run_id"]))
     wire.send(kind="ready", shared=shared)
-    start = _answer(wire, 0, "start")
-    _prepare_network(host, int(welcome["store_port"]), wire.here)
-    return Hosts(plan, {0: wire}, folder, shared=bool(start["shared"])), folder
+    shared = bool(_answer(wire, 0, "start")["shared"])
+    _prepare_network(host, int(welcome["store_port"]), wire.here, shared=shared)
+    return Hosts(plan, {0: wire}, folder, shared=shared), folder
 
 
 def _address(plan: Plan) -> tuple[str, int]:
@@ -104,23 +101,48 @@ def _missing(plan: Plan, wires: Mapping[int, Wire]) -> PreflightError:
     )
 
 
-def _greet(plan: Plan, wire: Wire, wires: dict[int, Wire], data: str | None) -> None:
-    """Take a host in, or turn it away: a stranger silently, one that was asked for another run with the reason."""
-    try:
-        hello = wire.receive(ANSWER_SECONDS) or {}
-        node = hello.get("node")
-        if hello.get("kind") != "hello" or type(node) is not int or not isinstance(hello.get("config"), dict):
-            wire.close()
-            return
-        problem = _unlike(plan, node, hello, data)
-        if not problem and (node in wires or not 0 < node < plan.config.nodes):
-            problem = f"--node-rank {node} is taken or out of range: every host needs its own, from 0 on"
-        if problem:
-            wire.send(kind="refused", why=problem)
-            raise ConfigError(problem)
-        wires[node] = wire
-    except WireError:
+def _all_others(plan: Plan, server: socket.socket, data: str | None) -> dict[int, Wire]:
+    """The wires to all other hosts, by node rank. Strangers are dropped; none of them holds the others up."""
+    deadline = time.monotonic() + plan.config.rendezvous_timeout
+    wires: dict[int, Wire] = {}
+    unknown: dict[Wire, float] = {}
+    server.settimeout(ACCEPT_SECONDS)
+    while len(wires) < plan.config.nodes - 1:
+        now = time.monotonic()
+        if now > deadline:
+            raise _missing(plan, wires)
+        with contextlib.suppress(OSError):  # nobody came, or who came left at once
+            unknown[Wire(server.accept()[0], HELLO_BYTES)] = now
+        for wire, since in list(unknown.items()):
+            try:
+                hello = wire.receive(0.0)
+            except WireError:
+                hello = {}
+            if hello is None and now - since < HELLO_SECONDS:
+                continue
+            del unknown[wire]
+            if not _greet(plan, wire, hello or {}, wires, data):
+                wire.close()
+    for wire in unknown:
         wire.close()
+    return wires
+
+
+def _greet(plan: Plan, wire: Wire, hello: Mapping[str, Any], wires: dict[int, Wire], data: str | None) -> bool:
+    """Take a host in: False for a stranger, ConfigError on both sides for one that was asked for another run."""
+    node = hello.get("node")
+    if hello.get("kind") != "hello" or type(node) is not int or not isinstance(hello.get("config"), dict):
+        return False
+    problem = _unlike(plan, node, hello, data)
+    if not problem and (node in wires or not 0 < node < plan.config.nodes):
+        problem = f"--node-rank {node} is taken or out of range: every host needs its own, from 0 on"
+    if problem:
+        with contextlib.suppress(WireError):
+            wire.send(kind="refused", why=problem)
+        raise ConfigError(problem)
+    wire.limit_bytes = MAX_BYTES
+    wires[node] = wire
+    return True
 
 
 def _unlike(plan: Plan, node: int, hello: Mapping[str, Any], data: str | None) -> str | None:
@@ -131,7 +153,8 @@ def _unlike(plan: Plan, node: int, hello: Mapping[str, Any], data: str | None) -
             return f"{option} is {value!r} on host 0 but {theirs.get(name)!r} on host {node}: give the same command"
     if hello.get("data") != data:
         return f"host {node} has other data than host 0 (the manifests differ): give both the same --data"
-    found, wanted = hello.get("versions") or {}, versions()
+    found, wanted = hello.get("versions"), versions()
+    found = found if isinstance(found, dict) else {}
     for name in SAME_VERSIONS:
         if found.get(name) != wanted.get(name):
             return f"{name} is {wanted.get(name)} on host 0 but {found.get(name)} on host {node}: install the same"
@@ -169,9 +192,10 @@ def _answer(wire: Wire, node: int, kind: str, seconds: float = ANSWER_SECONDS) -
     return message
 
 
-def _prepare_network(host: str, port: int, here: str) -> None:
+def _prepare_network(host: str, port: int, here: str, *, shared: bool) -> None:
     """Tell the ranks where their store is, and gloo and NCCL on which interface the other hosts are."""
     os.environ[STORE_VARIABLE] = f"{host} {port}"
+    os.environ[SHARED_VARIABLE] = str(int(shared))
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address.partition("%")[0] == here for address in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

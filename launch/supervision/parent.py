@@ -12,21 +12,24 @@ import sys
 from pathlib import Path
 
 from ..errors import Exit
+from ..ranks import first_rank
 from .pulse import record_end
 
 PR_SET_PDEATHSIG = 1
+# The pid of whoever starts a program of ours: it may be gone before the program can look for it.
+PARENT_VARIABLE = "SCALELAB_PARENT"
 # Sent to a whole group (a Slurm step, a terminal): the supervisor and the ranks act on them, launchers do not.
 FOR_RANKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Ask the kernel (Linux) to kill this process when its parent ends, however it ends.
+def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel (Linux) to send this process `by` when its parent ends, however it ends.
 
     `parent` is its pid where it is known: should it have ended already, this process ends now.
     """
     if sys.platform == "linux":
         parent = parent or os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
         if os.getppid() != parent:
             os._exit(Exit.WORKER_DIED)
 
@@ -37,8 +40,14 @@ def leave_signals_to_ranks() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def given_parent() -> int | None:
+    """The pid of this program's parent, as the parent gave it."""
+    return int(os.environ[PARENT_VARIABLE]) if PARENT_VARIABLE in os.environ else None
+
+
 def main() -> None:
-    die_with_parent()
+    die_with_parent(given_parent())
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
     leave_signals_to_ranks()
     folder = Path(sys.argv[1])
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -48,7 +57,8 @@ def main() -> None:
         run(parse_args(sys.argv[2:]))
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
-            record_end(folder, rank, failure.exitcode)
+            # torchrun counts from 0 on each host.
+            record_end(folder, first_rank() + rank, failure.exitcode)
         raise
 
 

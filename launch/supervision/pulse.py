@@ -7,6 +7,8 @@ The folder is removed when the run has ended.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.util
 import os
 import threading
 import time
@@ -18,6 +20,8 @@ from typing import Any
 
 import orjson
 import psutil
+
+from ..environment import started
 
 BEAT_SECONDS = 0.5
 BLOCK_BYTES = 512
@@ -34,6 +38,11 @@ EVENTS = ("checkpoint", "evaluation")
 def pulse_file(folder: Path, rank: int) -> Path:
     """The file of `rank` in the run folder `folder`."""
     return folder / "live" / f"r{rank:03d}"
+
+
+def watched_ranks(folder: Path) -> list[int]:
+    """The ranks that have a pulse file in the run folder `folder`."""
+    return sorted(int(path.name[1:]) for path in (folder / "live").glob("r*") if path.name[1:].isdigit())
 
 
 def stack_file(folder: Path, rank: int) -> Path:
@@ -56,7 +65,12 @@ class Pulse:
         self._request = dump_request(folder)
         self._clock = clock
         # A pid can be used again: with its start it names this process alone.
-        self._process = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+        # Of multiprocessing's temporary folder a killed process leaves behind what the supervisor then removes.
+        self._process = {
+            "pid": os.getpid(),
+            "started": started(os.getpid()),
+            "temporary": _own_temporary_folder(),
+        }
         self._began: float | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._interrupted = False
@@ -74,6 +88,12 @@ class Pulse:
         self._interrupted |= phase in EVENTS
         self.step, self.phase = step, phase or self.phase
         self._put(PLACE, {**self._process, "step": step, "phase": self.phase, "since": now})
+
+    def patient(self) -> None:
+        """What comes now may take its time: it is no step."""
+        self._put(
+            PLACE, {**self._process, "step": self.step, "phase": self.phase, "since": self._clock(), "patient": True}
+        )
 
     def end(self, state: str, code: int = 0) -> None:
         """The rank has come to its end: one of `FINAL`, with the exit code that the run should have."""
@@ -128,6 +148,12 @@ def _put(descriptor: int, place: int, values: dict[str, Any], size: int = BLOCK_
             return
 
 
+def _own_temporary_folder() -> str | None:
+    """multiprocessing's temporary folder of this process, made now; None where it has one of its parent's."""
+    inherited = multiprocessing.current_process()._config.get("tempdir")  # pyright: ignore[reportAttributeAccessIssue]
+    return None if inherited else multiprocessing.util.get_temp_dir()
+
+
 def record_end(folder: Path, rank: int, code: int) -> None:
     """For whoever started `rank`: it ended with exit code `code`, negative for the signal that killed it."""
     descriptor = os.open(pulse_file(folder, rank), os.O_RDWR | os.O_CREAT, 0o644)
@@ -158,6 +184,10 @@ class Sighting:
     process: str | None = None
     """psutil's word for the process's state; None when there is none, or none yet."""
     news: dict[str, Any] | None = None
+    patient: bool = False
+    """Whether the rank is at something that may take long."""
+    temporary: str | None = None
+    """Its temporary folder, to be removed when it has ended."""
     last_words: dict[str, Any] | None = None
     """The error that ended the rank, where it could not write a file of its own."""
 
@@ -190,6 +220,8 @@ def see(folder: Path, rank: int) -> Sighting:
         ended_at=end.get("at"),
         process=_process_state(pid, place.get("started")),
         news=news or None,
+        patient=place.get("patient", False),
+        temporary=place.get("temporary"),
         last_words=_block(raw, LAST_WORDS, LAST_WORDS_BYTES) or None,
     )
 
@@ -207,11 +239,10 @@ def _block(raw: bytes, place: int, size: int = BLOCK_BYTES) -> dict[str, Any]:
         return {}
 
 
-def _process_state(pid: int | None, started: float | None) -> str | None:
+def _process_state(pid: int | None, began: float | None) -> str | None:
     if pid is None:
         return None
     try:
-        process = psutil.Process(pid)
-        return process.status() if process.create_time() == started else None
+        return psutil.Process(pid).status() if started(pid) == began else None
     except psutil.Error:
         return None

@@ -42,6 +42,8 @@ class Report:
     """By rank, what its flight recorder listed; None where nobody asked."""
     signal: int | None = None
     """The signal with which this host's user or scheduler ended the run, when ranks could not end by themselves."""
+    noticed_at: float | None = None
+    """When that was, on the reader's monotonic clock."""
     silence_seconds: float = 0.0
     launcher_code: int | None = None
 
@@ -49,6 +51,7 @@ class Report:
         """As plain values, with ages in place of times."""
         plain = asdict(replace(self, collectives=None))
         plain["collectives"] = None if self.collectives is None else list(self.collectives.items())
+        plain["noticed_at"] = None if self.noticed_at is None else now - self.noticed_at
         plain["ranks"] = [_aged(seen, now) for seen in self.ranks]
         plain["stuck"] = [_aged(seen, now) for seen in self.stuck]
         plain["evidence"] = [{**asdict(item), "at": now - item.at} for item in self.evidence]
@@ -62,6 +65,7 @@ class Report:
             **{
                 **plain,
                 "collectives": None if lists is None else {int(rank): entries for rank, entries in lists},
+                "noticed_at": None if plain["noticed_at"] is None else now - plain["noticed_at"],
                 "ranks": [_timed(seen, now) for seen in plain["ranks"]],
                 "stuck": [_timed(seen, now) for seen in plain["stuck"]],
                 "evidence": [Evidence(**{**item, "at": now - item["at"]}) for item in plain["evidence"]],

@@ -20,11 +20,11 @@ from ...profiles.runfolder import RunFolder
 from ...profiles.storage import OutputError
 from ..errors import Exit, exit_code_of
 from ..plan import Plan
-from .aftermath import collect, end_all
+from .aftermath import clear_away, collect, end_all
 from .interrupts import Interrupts
 from .launchers import Launcher, start
 from .oom_killer import OomCounters
-from .pulse import FINAL, Sighting, dump_request, prepare, pulse_file, see, stack_file
+from .pulse import FINAL, Sighting, prepare, see
 from .report import Report
 from .verdict import conclude, status
 from .watchdog import Watchdog
@@ -32,6 +32,8 @@ from .watchdog import Watchdog
 POLL_SECONDS = 0.1
 # Ranks that have said that they are done, but a launcher that does not end.
 LEAVE_SECONDS = 10.0
+# Between two looks: a longer time means that this process was stopped.
+GAP_SECONDS = 2.0
 
 
 class Display(Protocol):
@@ -92,7 +94,7 @@ def supervise(
                 cause = f"the supervisor failed: {type(error).__name__}: {error}"
                 folder.write("status.json", status("failed", exit_code_of(error), cause=cause))
         raise
-    if final["exit_code"] == Exit.SOME_FAILED:
+    if final["exit_code"] in (Exit.SOME_FAILED, Exit.CHECKPOINT):
         # Rank 0 has written what is missing.
         final |= folder.read("errors/incomplete.json") or {}
     if owned:
@@ -111,8 +113,8 @@ def _run(
         try:
             report = crew.watch(launcher, interrupts)
         finally:
-            end_all(launcher, crew.ranks)
-            crew.leave()
+            end_all(folder, launcher, crew.ranks)
+            clear_away(folder, [seen.rank for seen in crew.ranks])
         return hosts.settle(replace(report, launcher_code=launcher.poll()))
 
 
@@ -136,37 +138,37 @@ class _Crew:
     def watch(self, launcher: Launcher, interrupts: Interrupts) -> Report:
         """Until the run is over in whichever way; what this host knows of it."""
         passed_on, deadline, done_at = 0, float("inf"), float("inf")
+        looked_at, awake_at = time.monotonic(), float("-inf")
         while True:
             ended = launcher.poll() is not None
             self._look()
             now = time.monotonic()
-            trouble = self._watchdog.look(self.ranks, now) or self._hosts.trouble()
+            if now - looked_at > GAP_SECONDS:
+                # This process did not run, so maybe the whole job did not: who makes no progress shows after a while.
+                awake_at = now
+            looked_at = now
+            trouble = self._watchdog.look(self.ranks, now)
+            if trouble == "hung" and now - awake_at < self._watchdog.silence_seconds:
+                trouble = None
+            trouble = trouble or self._hosts.trouble()
             if trouble is not None:
                 return self._collected(launcher, hung=trouble == "hung")
             if ended or now > done_at + LEAVE_SECONDS:
                 return self._report()
             if now > deadline:
-                return self._report(interrupts.signals[0])
-            if interrupts.count > passed_on:
+                return self._report(interrupts.signals[-1])
+            while passed_on < interrupts.count:
+                number = interrupts.signals[passed_on]
                 passed_on += 1
-                if passed_on > 1 or not self._tell(interrupts.signals[0]):
-                    return self._report(interrupts.signals[0])
-                deadline = now + self._config.grace
+                again = number == signal.SIGINT and interrupts.signals.count(number) > 1
+                if again or not self._tell(number):
+                    return self._report(number)
+                # A warning (SIGUSR1) leaves all the time that its checkpoint takes; whatever ends the run does not.
+                if number != signal.SIGUSR1:
+                    deadline = min(deadline, now + self._config.grace)
             if done_at == float("inf") and all(seen.state in FINAL for seen in self.ranks):
                 done_at = now
-            interrupts.wait(POLL_SECONDS)
-
-    def leave(self) -> None:
-        """Take this host's files for watching away. Stacks that were asked for are kept beside the errors."""
-        live = self._folder.path / "live"
-        for seen in self.ranks:
-            stack = stack_file(self._folder.path, seen.rank)
-            if stack.exists() and stack.stat().st_size:
-                stack.replace(self._folder.path / "errors" / stack.name)
-            for path in (stack, pulse_file(self._folder.path, seen.rank), dump_request(self._folder.path)):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another host's files may be in it
-            live.rmdir()
+            time.sleep(POLL_SECONDS)
 
     def _look(self) -> None:
         self.ranks = [see(self._folder.path, seen.rank) for seen in self.ranks]
@@ -188,7 +190,8 @@ class _Crew:
             return False
         for seen in self.ranks:
             if not seen.gone and seen.pid is not None:
-                os.kill(seen.pid, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(seen.pid, number)
         return True
 
     def _report(self, number: signal.Signals | None = None) -> Report:

@@ -65,7 +65,8 @@ def of_death(seen: Sighting, host: str, now: float, *, memory: str | None, log: 
     elif code:
         cause = f"ended with exit code {code} and no error"
     else:
-        cause = "left the run early, with exit code 0 and no error"
+        # torchrun does not tell of a rank that exits with 0.
+        cause = "left the run early, with no error" + (" and exit code 0" if code == 0 else "")
         hint = f"something in the model's or a library's code called exit; {hint}"
     return Evidence(
         rank=rank, host=host, at=seen.ended_at or now, phase=seen.phase, step=seen.step, exit_code=exit_code,
@@ -144,8 +145,11 @@ def conclude(reports: Sequence[Report], lost: Sequence[Evidence] = ()) -> dict[s
     lists = {rank: calls for report in reports for rank, calls in (report.collectives or {}).items()}
     stuck = [seen for report in reports for seen in report.stuck]
     if stuck:
-        report = next(report for report in reports if report.stuck)
-        evidence.append(of_hang(stuck, odd_one_out(lists), report.host, time.monotonic(), report.silence_seconds))
+        first = next(report for report in reports if report.stuck)
+        now = time.monotonic() if first.noticed_at is None else first.noticed_at
+        found = of_hang(stuck, odd_one_out(lists), first.host, now, first.silence_seconds)
+        hosts = {seen.rank: report.host for report in reports for seen in report.ranks}
+        evidence.append(replace(found, host=hosts.get(found.rank or 0, first.host)))
     elif evidence and all(item.consequence for item in evidence):
         evidence.append(of_mismatch(evidence, lists))
     if evidence:
@@ -166,9 +170,10 @@ def conclude(reports: Sequence[Report], lost: Sequence[Evidence] = ()) -> dict[s
 
 
 def _stopped(code: Exit, step: int) -> dict[str, Any]:
-    why = {Exit.PREEMPTED: "SIGUSR1", Exit.INTERRUPTED: "Ctrl-C", Exit.TERMINATED: "SIGTERM or SIGHUP"}[code]
-    state = "preempted" if code is Exit.PREEMPTED else "interrupted"
+    warned = code in (Exit.PREEMPTED, Exit.CHECKPOINT)
+    why = "SIGUSR1" if warned else "Ctrl-C" if code is Exit.INTERRUPTED else "SIGTERM or SIGHUP"
     hint = "requeue the job: its last checkpoint is in the run folder" if code is Exit.PREEMPTED else ""
+    state = "preempted" if warned else "interrupted"
     return status(state, code, cause=f"stopped by {why} after step {step}, on all ranks", hint=hint)
 
 
@@ -176,6 +181,9 @@ def decide(evidence: Sequence[Evidence]) -> dict[str, Any]:
     """The status of a failed run out of all `evidence`, of which there is some."""
     causes = [item for item in evidence if not item.consequence] or list(evidence)
     first = min(causes, key=lambda item: item.at)
+    if first.exit_code == Exit.NUMERIC:
+        # A bad number is read some steps late on CUDA: the step counts, not the moment.
+        first = min(causes, key=lambda item: (item.step or 0, item.at))
     rest = sorted(
         (item for item in evidence if item is not first and item.rank != first.rank), key=lambda item: item.at
     )

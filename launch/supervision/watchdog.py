@@ -54,6 +54,8 @@ class Watchdog:
         """Seconds without progress that `seen` may take where it is."""
         if self.hang_seconds is not None:
             return self.hang_seconds
-        if seen.step is None or seen.phase in EVENTS or seen.steps < KNOWN_STEPS or seen.p99_seconds is None:
+        if seen.patient or seen.step is None or seen.phase in EVENTS:
+            return PATIENT_SECONDS
+        if seen.steps < KNOWN_STEPS or seen.p99_seconds is None:
             return PATIENT_SECONDS
         return max(STEP_FACTOR * seen.p99_seconds, FLOOR_SECONDS)

@@ -265,6 +265,7 @@ class WindowProbe:
         return
 
     def event(self, kind: EventKind, step: int) -> AbstractContextManager[dict[str, Any]]:
+        self._at(step, kind)
         return contextlib.nullcontext({})
 
     def close(self) -> None:

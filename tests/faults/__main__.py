@@ -75,13 +75,15 @@ def main() -> int:
     matrix = rows()
     arguments = ["-m", "fault", "-q", "--no-header", "-p", "no:cacheprovider", str(ROOT / "tests"), *sys.argv[1:]]
     code = pytest.main(arguments, plugins=[Collector(matrix)])
-    print(f"\n{'row':>4}  {'tests':>7}  {'detected s':>12}  {'gone s':>12}  fault")
+    print(f"\n{'row':>4}  {'tests':>18}  {'detected s':>12}  {'gone s':>12}  fault")
     for row in matrix.values():
         tests = f"{row.outcomes.count('passed')}/{len(row.outcomes)}" if row.outcomes else "-"
+        if skipped := row.outcomes.count("skipped"):
+            tests += f" ({skipped} skipped)"
         note = f"  [waits for {row.waits.strip('()')}]" if row.waits else ""
         state = "" if row.passed or not row.applicable else "  << NOT SHOWN"
         times = f"{_span(row.detected):>12}  {_span(row.ended):>12}"
-        print(f"{row.number:>4}  {tests:>7}  {times}  {row.fault}{note}{state}")
+        print(f"{row.number:>4}  {tests:>18}  {times}  {row.fault}{note}{state}")
     applicable = [row for row in matrix.values() if row.applicable]
     passed = sum(row.passed for row in applicable)
     waiting = ", ".join(str(row.number) for row in matrix.values() if not row.applicable)

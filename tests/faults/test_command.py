@@ -24,6 +24,7 @@ NEVER = "--steps=100000"
 
 def start(place: Path, *options: str, **process: Any) -> subprocess.Popen[str]:
     """`scalelab run` of the micro model on two ranks."""
+    place.mkdir(exist_ok=True)
     (place / "micro.py").write_text(textwrap.dedent(MODEL).format(seconds=0.02))
     return command(place, f"--model={place / 'micro.py'}", *options, **process)
 
@@ -217,3 +218,30 @@ def test_secrets_reach_no_file(tmp_path: Path) -> None:
         assert SECRET not in text
     variables = json.loads((tmp_path / "latest" / "run.json").read_text())["environment"]["variables"]
     assert variables["NCCL_DEBUG"] == "WARN"
+
+
+@pytest.mark.fault(9, 10)
+@pytest.mark.slow
+def test_kills_in_any_moment_leave_no_file(tmp_path: Path) -> None:
+    """Twelve runs whose command, rank or loader is killed at any moment: nothing of theirs in /dev/shm or /tmp."""
+
+    def left() -> set[Path]:
+        return {*Path("/dev/shm").glob("torch_*"), *Path("/tmp").glob("torchelastic_*"), *Path("/tmp").glob("pymp-*")}
+
+    before = left()
+    for index in range(12):
+        out = tmp_path / str(index)
+        launcher = ("fork", "torchrun")[index % 2]
+        process = command(out, NEVER, "--model=nano", "--workers=2", f"--launcher={launcher}")
+        family = wait_for_step(out, process, step=1)
+        time.sleep(0.037 * index)
+        rank = psutil.Process(see((out / "latest").resolve(), 1).pid)
+        victim = (process, rank, rank.children()[0])[index % 3]
+        victim.kill()
+        process.communicate(timeout=60)
+        psutil.wait_procs(family, timeout=5)
+        assert alive(family) == []
+        if victim is process:
+            # What a killed command could not take away, the next start does.
+            start(out, "--steps=1").communicate(timeout=60)
+    assert left() - before == set()
