@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,7 +33,7 @@ HELLO_SECONDS = 10.0
 HELLO_BYTES = 1 << 16
 ACCEPT_SECONDS = 0.1
 # What may differ between the commands given on the hosts.
-OWN = ("node_rank", "out", "name", "data")
+OWN = ("node_rank", "out", "name", "data", "model")
 SAME_VERSIONS = ("scalelab", "torch", "deepspeed", "accelerate")
 
 
@@ -151,6 +152,9 @@ def _unlike(plan: Plan, node: int, hello: Mapping[str, Any], data: str | None) -
         if name not in OWN and theirs.get(name) != value:
             option = "--" + name.replace("_", "-")
             return f"{option} is {value!r} on host 0 but {theirs.get(name)!r} on host {node}: give the same command"
+    # A user's file may lie elsewhere on each host.
+    if Path(str(ours["model"])).name != Path(str(theirs.get("model"))).name:
+        return f"--model is {ours['model']!r} on host 0 but {theirs.get('model')!r} on host {node}: give the same command"
     if hello.get("data") != data:
         return f"host {node} has other data than host 0 (the manifests differ): give both the same --data"
     found, wanted = hello.get("versions"), versions()

@@ -107,6 +107,21 @@ def test_a_killed_launcher_is_told_apart_from_ranks_that_leave(tmp_path: Path, l
     assert alive(family) == []
 
 
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("seconds", [0.0, 0.15, 1.0])
+def test_a_command_killed_during_the_start_leaves_nothing(tmp_path: Path, seconds: float) -> None:
+    """kill -9 of the command while its launcher still imports: the launcher finds that it is alone, and ends."""
+    process = start(tmp_path, NEVER)
+    while not (family := psutil.Process(process.pid).children()):
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(family, timeout=10)
+    assert alive(family) == []
+
+
 @pytest.mark.fault(13)
 def test_ctrl_c_during_the_start_ends_at_once(tmp_path: Path) -> None:
     """Before the first step there is nothing to finish: exit 130, with a status."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scalelab.profiles.runfolder import RunFolder
 
-from tests.support.supervised import Timed, pid_of
+from tests.support.supervised import MODEL, Timed, pid_of
 
 LONG = {"steps": 100_000, "seconds": 0.02}
 
@@ -60,6 +60,52 @@ def test_a_warning_to_one_rank_saves_on_all(tmp_path: Path, timed: Timed) -> Non
     assert "requeue" in found.status["hint"]
     assert found.steps(0) == found.steps(1)
     assert (found.folder.path / "checkpoints" / f"step-{found.steps(0):06d}" / "MANIFEST.json").is_file()
+
+
+SLOW_SAVE = """
+    import time
+    from scalelab.launch import checkpoint
+    save = checkpoint.save
+    def slow(*args, **options):
+        time.sleep(2)
+        return save(*args, **options)
+    checkpoint.save = slow
+"""
+
+
+@pytest.mark.fault(16)
+def test_sigterm_after_a_warning_leaves_the_checkpoint_its_time(tmp_path: Path, timed: Timed) -> None:
+    """SIGUSR1, then SIGTERM while the checkpoint is written, as Slurm sends them: it is whole, and the exit code 75."""
+
+    def act(folder: RunFolder) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    found = timed(tmp_path, model=SLOW_SAVE + MODEL, act=act, grace=30, **LONG)
+    assert (found.status["exit_code"], found.status["state"]) == (75, "preempted")
+    assert (found.folder.path / "checkpoints" / f"step-{found.steps(0):06d}" / "MANIFEST.json").is_file()
+
+
+def block_checkpoints(rank: int) -> None:
+    """A file lies where the folder of checkpoints is to be."""
+    from scalelab.launch import worker
+
+    build = worker._job
+
+    def blocked(folder: RunFolder, *args, **options):
+        (folder.path / "checkpoints").touch()
+        return build(folder, *args, **options)
+
+    worker._job = blocked
+
+
+@pytest.mark.fault(16)
+def test_a_warning_whose_checkpoint_fails_is_not_called_resumable(tmp_path: Path, timed: Timed) -> None:
+    """Exit 11 with the reason, and not 75, after which a scheduler would requeue the job."""
+    found = timed(tmp_path, plant=block_checkpoints, act=send_to_supervisor(signal.SIGUSR1), **LONG)
+    assert (found.status["exit_code"], found.status["state"]) == (11, "preempted")
+    assert "checkpoints" in found.status["cause"]
 
 
 @pytest.mark.fault(14)

@@ -119,6 +119,31 @@ def test_a_host_that_does_not_come_is_named(tmp_path: Path) -> None:
     assert "host 1 (ranks 2, 3) did not come within 0.5 s" in errors[0] or "hosts 1, 2 (ranks 2, 3, 4, 5)" in errors[0]
 
 
+@pytest.mark.fault(27)
+def test_strangers_at_the_rendezvous_hold_nobody_up(tmp_path: Path) -> None:
+    """Somebody who says nothing, nonsense, or leaves at once: the hosts still meet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    options = ["--nodes=2", "--gpus=1", f"--rendezvous=127.0.0.1:{port}", "--steps=2"]
+    first = start(tmp_path / "a", *options, "--node-rank=0")
+    strangers = []
+    while len(strangers) < 6:
+        try:
+            strangers.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+        except OSError:
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.05)
+    strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
+    strangers[1].sendall(b"\xff" * 100)
+    strangers[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    strangers[2].close()
+    second = start(tmp_path / "b", *options, "--node-rank=1")
+    errors = [host.communicate(timeout=100)[1] for host in (first, second)]
+    for stranger in strangers:
+        stranger.close()
+    assert [first.returncode, second.returncode] == [0, 0], errors
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -201,10 +201,13 @@ from pathlib import Path
 from scalelab.launch.lock import locked
 with locked(Path(sys.argv[1])):
     program = subprocess.Popen(["sleep", "60"], close_fds=False)
+    begun, begin = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(begin, b".")
         time.sleep(60)
         os._exit(0)
+    os.read(begun, 1)
     print(child, program.pid, flush=True)
     time.sleep(60)
 """
