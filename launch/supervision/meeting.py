@@ -154,7 +154,7 @@ def _unlike(plan: Plan, node: int, hello: Mapping[str, Any], data: str | None) -
             return f"{option} is {value!r} on host 0 but {theirs.get(name)!r} on host {node}: give the same command"
     # A user's file may lie elsewhere on each host.
     if Path(str(ours["model"])).name != Path(str(theirs.get("model"))).name:
-        return f"--model is {ours['model']!r} on host 0 but {theirs.get('model')!r} on host {node}: give the same command"
+        return f"--model is {ours['model']!r} on host 0 but {theirs.get('model')!r} on host {node}: give the same"
     if hello.get("data") != data:
         return f"host {node} has other data than host 0 (the manifests differ): give both the same --data"
     found, wanted = hello.get("versions"), versions()
