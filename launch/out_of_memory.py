@@ -217,7 +217,8 @@ def _estimate(
     fixed -= (state["gradients"] or 0) + (state["optimizer"] or 0)
     room = after.limit_bytes - fixed
     if "RLIMIT_AS" in after.name and setting.world_size > 1 and not state["gradients"]:
-        room -= FIRST_REDUCTION_BYTES
+        # Where less is left they share what there is.
+        room -= min(FIRST_REDUCTION_BYTES, room // 2)
     try:
         footprint = measure(training.source, setting, training.seed, strategies.load(training.strategy), batch)
         needs = _needs(footprint, training)
