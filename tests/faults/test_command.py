@@ -72,7 +72,7 @@ def test_a_rank_killed_under_torchrun_is_named(tmp_path: Path, record_property: 
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("launcher", ["fork", "torchrun"])
+@pytest.mark.parametrize("launcher", ["fork", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_a_killed_supervisor_leaves_nothing_and_is_told_of(
     tmp_path: Path, launcher: str, record_property: Callable[[str, object], None]
 ) -> None:
@@ -95,7 +95,7 @@ def test_a_killed_supervisor_leaves_nothing_and_is_told_of(
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("launcher", ["fork", "torchrun"])
+@pytest.mark.parametrize("launcher", ["fork", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_a_killed_launcher_is_told_apart_from_ranks_that_leave(tmp_path: Path, launcher: str) -> None:
     """kill -9 of the process between the command and its ranks: exit 5, no rank is blamed, nothing stays."""
     process = start(tmp_path, NEVER, f"--launcher={launcher}")
@@ -108,7 +108,7 @@ def test_a_killed_launcher_is_told_apart_from_ranks_that_leave(tmp_path: Path, l
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("seconds", [0.0, 0.15, 1.0])
+@pytest.mark.parametrize("seconds", [0.15, *(pytest.param(late, marks=pytest.mark.slow) for late in (0.0, 1.0))])
 def test_a_command_killed_during_the_start_leaves_nothing(tmp_path: Path, seconds: float) -> None:
     """kill -9 of the command while its launcher still imports: the launcher finds that it is alone, and ends."""
     process = start(tmp_path, NEVER)
@@ -166,6 +166,7 @@ def test_output_that_nobody_reads_does_not_stop_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(17)
+@pytest.mark.slow
 def test_a_lost_terminal_under_nohup_is_ignored(tmp_path: Path) -> None:
     """With SIGHUP ignored at the start, as `nohup` does it, a hangup changes nothing."""
     process = start(tmp_path, "--steps=100", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))

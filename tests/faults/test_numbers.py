@@ -42,7 +42,7 @@ STRATEGIES = sorted(set(strategies.names()) - {"single"})
 
 
 @pytest.mark.fault(41)
-@pytest.mark.parametrize("bad", ["nan", "inf"])
+@pytest.mark.parametrize("bad", ["nan", pytest.param("inf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_what_is_not_finite_is_named_with_its_rank(
