@@ -161,9 +161,9 @@ def conclude(reports: Sequence[Report], lost: Sequence[Evidence] = ()) -> dict[s
     if interrupted := next((report for report in reports if report.signal is not None), None):
         number = signal.Signals(interrupted.signal or 0)
         cause = f"ended by {number.name}, at once"
-        return status(
-            "interrupted", SIGNALS[number], cause=cause, hint="what the ranks had done until then is in the run folder"
-        )
+        # A warning that came before the first step, or was overtaken: there is no checkpoint to go on from.
+        code = Exit.CHECKPOINT if SIGNALS[number] is Exit.PREEMPTED else SIGNALS[number]
+        return status("interrupted", code, cause=cause, hint="what the ranks had done until then is in the run folder")
     codes = ", ".join(str(report.launcher_code) for report in reports)
     cause = f"the ranks could not be started (exit code {codes})"
     return status("failed", Exit.WORKER_DIED, cause=cause, hint="see logs/launcher.log in the run folder")
