@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -32,13 +33,17 @@ Progress = Callable[[int, int], None]
 
 
 def ensure_dataset(
-    spec: DatasetSpec, root: Path | str | None = None, *, workers: int = 0, progress: Progress | None = None
+    spec: DatasetSpec,
+    root: Path | str | None = None,
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
+    worker_init: Callable[[], None] | None = None,
 ) -> Path:
     """The folder of the dataset of `spec` below `root` (default: `cache_folder()`), made first if it is missing.
 
-    Processes that ask at the same time wait for the one that makes it. It appears under its name when it is
-    complete; what a killed process left half made is removed. Raises `DataError` if the folder is there but
-    shards are missing or have another size, `OSError` if it cannot be written.
+    Processes that ask at the same time wait for the one that makes it. Raises `DataError` if the folder is there but
+    shards are missing or have another size, and what `make_dataset` raises.
     """
     root = cache_folder() if root is None else Path(root)
     folder = root / spec.name
@@ -46,13 +51,7 @@ def ensure_dataset(
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{spec.name}.lock"):
             if not folder.is_dir():
-                partial = root / f".{spec.name}.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                try:
-                    make_dataset(partial, spec, workers=workers, progress=progress)
-                    partial.rename(folder)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+                make_dataset(folder, spec, workers=workers, progress=progress, worker_init=worker_init)
     for shard in load_manifest(folder).shards:
         path = folder / shard.name
         found = path.stat().st_size if path.is_file() else None
@@ -65,19 +64,44 @@ def ensure_dataset(
 
 
 def make_dataset(
-    folder: Path | str, spec: DatasetSpec, *, workers: int = 0, progress: Progress | None = None
+    folder: Path | str,
+    spec: DatasetSpec,
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
+    worker_init: Callable[[], None] | None = None,
 ) -> Manifest:
-    """Writes the shards of `spec` and their manifest into the new folder `folder`.
+    """Makes the new folder `folder` with the shards of `spec` and their manifest; it has its name once it is complete.
 
-    `workers` processes render (0: as many as this process may use cores), this one writes.
-    `progress(done, total)` is called after each sample. Raises `FileExistsError` if the folder exists.
+    `workers` processes render (0: as many as this process may use cores), each begun by `worker_init`; this one writes.
+    `progress(done, total)` is called after each sample. What a killed process left half made is removed. Raises
+    `FileExistsError` if the folder exists, `OSError` if it cannot be written.
     """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        manifest = _write(partial, spec, workers, progress, worker_init)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _write(
+    folder: Path,
+    spec: DatasetSpec,
+    workers: int,
+    progress: Progress | None,
+    worker_init: Callable[[], None] | None,
+) -> Manifest:
     from .writer import write_shard  # brings torch along with webdataset, which the rendering processes do without
 
-    folder = Path(folder)
     folder.mkdir(parents=True)
     total = spec.train_samples + spec.val_samples
-    samples = _rendered(spec, min(workers or len(os.sched_getaffinity(0)), total))
+    samples = _rendered(spec, min(workers or len(os.sched_getaffinity(0)), total), worker_init)
     shards: list[Shard] = []
     done = 0
 
@@ -142,7 +166,9 @@ def _shards(spec: DatasetSpec) -> Iterator[tuple[str, int, int]]:
             yield split, number, min(spec.samples_per_shard, total - start)
 
 
-def _rendered(spec: DatasetSpec, workers: int) -> Generator[dict[str, bytes | str], None, None]:
+def _rendered(
+    spec: DatasetSpec, workers: int, worker_init: Callable[[], None] | None
+) -> Generator[dict[str, bytes | str], None, None]:
     """All samples in the order of writing; a few per process are rendered ahead."""
     tasks = [
         (split, index)
@@ -152,7 +178,7 @@ def _rendered(spec: DatasetSpec, workers: int) -> Generator[dict[str, bytes | st
     if workers <= 1:
         yield from (render_sample(spec, *task) for task in tasks)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=worker_init)
     waiting: deque[Future[dict[str, bytes | str]]] = deque()
     try:
         for task in tasks:

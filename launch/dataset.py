@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from ..reports.console import Console
 from .config import skip_budget
 from .errors import PreflightError
 from .plan import Plan
+from .supervision.parent import die_with_parent
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -40,7 +44,7 @@ def prepare(plan: Plan) -> Dataset:
     if plan.config.data is None:
         spec = DatasetSpec(**load_preset(str(plan.config.model)).dataset)
         with progress_bar(f"making {spec.train_samples + spec.val_samples} driving scenes") as progress:
-            folder = ensure_dataset(spec, progress=progress)
+            folder = ensure_dataset(spec, progress=progress, worker_init=renderer_init())
         dataset = Dataset(folder, load_manifest(folder))
     else:
         folder = Path(plan.config.data).resolve()
@@ -71,6 +75,16 @@ def _refuse_few_shards(dataset: Dataset, ranks: int, loaders: int) -> None:
             f"processes need one each, {ranks * loaders}",
             hint=f"use {ways[0]}, more and smaller shards, or --reader indexed, which any number can share",
         )
+
+
+def renderer_init() -> Callable[[], None]:
+    """What a rendering process does first: it ends with this process, however that ends, and leaves Ctrl-C to it."""
+    return functools.partial(_begin_renderer, os.getpid())
+
+
+def _begin_renderer(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
 
 
 @contextlib.contextmanager

@@ -46,9 +46,14 @@ def opened(plan: Plan, describe: Callable[[RunFolder], dict[str, Any]], data: st
         def make(run_id: str) -> tuple[RunFolder, bool]:
             folder, shared = RunFolder.join(out, run_id)
             if not shared:
-                _hold(stack, folder, say)
-                folder.write("run.json", describe(folder))
+                begin(folder)
             return folder, shared
+
+        def begin(folder: RunFolder) -> None:
+            _hold(stack, folder, say)
+            folder.write("run.json", describe(folder))
+            folder.write("status.json", status("running", None))
+            stack.enter_context(_told(folder))
 
         if plan.config.node_rank:
             say(f"host {plan.config.node_rank} of {plan.config.nodes}: looking for host 0 at {plan.config.rendezvous}")
@@ -56,10 +61,7 @@ def opened(plan: Plan, describe: Callable[[RunFolder], dict[str, Any]], data: st
             yield Opened(folder, hosts, owned=not hosts.shared)
             return
         folder = RunFolder.create(out, name_of(plan.config))
-        _hold(stack, folder, say)
-        folder.write("run.json", describe(folder))
-        folder.write("status.json", status("running", None))
-        stack.enter_context(_told(folder))
+        begin(folder)
         say(f"run folder: {folder.path}")
         hosts = None
         if plan.config.nodes > 1:

@@ -131,6 +131,9 @@ def _drop(error: BaseException, run: Sharded | None, device: torch.device) -> No
     """Let go of what the failed step holds, and give it back to the system."""
     for link in chain(error):
         traceback.clear_frames(link.__traceback__)
+        # Clearing leaves a frame its function, and that its closure: torch's call of a module with hooks keeps the
+        # module's inputs in one, and so all activations before it.
+        link.__traceback__ = None
     if run is not None:
         _try(run.reshard)
     gc.collect()

@@ -72,6 +72,10 @@ class LiveLine:
         else:
             self._states[message["rank"]] = message["state"]
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(Text(text), soft_wrap=True)
+
     def tick(self) -> None:
         """Redraw, or print the line if it is time."""
         line = self.line()

@@ -86,7 +86,8 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
     if quality["best"] is not None:
         lines.append(f"held-out {quality['metric']}: best {quality['best']:.3f}")
     for event in summary["events"]:
-        lines.append(f"{event['kind']}: {event['count']} x, {event['seconds']:.1f} s in all, outside the steps")
+        failed = f", {event['failed']} of them FAILED" if event["failed"] else ""
+        lines.append(f"{event['kind']}: {event['count']} x{failed}, {event['seconds']:.1f} s in all, outside the steps")
     return [Text(line) for line in lines]
 
 

@@ -16,7 +16,7 @@ from ...data.manifest import check_dataset, open_folder
 from ...data.spec import DatasetSpec, cache_folder
 from ...models.presets import load_preset, presets
 from ..config import PlainText, option
-from ..dataset import progress_bar
+from ..dataset import progress_bar, renderer_init
 from ..errors import ConfigError, Exit, PreflightError
 from ..options import Options
 from ..text import plain
@@ -78,10 +78,15 @@ def _make(argv: Sequence[str]) -> int:
     with progress_bar(f"making {spec.train_samples + spec.val_samples} driving scenes") as progress:
         try:
             if options.out is None:
-                folder = ensure_dataset(spec, workers=options.workers, progress=progress)
+                folder = ensure_dataset(spec, workers=options.workers, progress=progress, worker_init=renderer_init())
             else:
                 folder = Path(options.out).resolve()
-                make_dataset(folder, spec, workers=options.workers, progress=progress)
+                make_dataset(folder, spec, workers=options.workers, progress=progress, worker_init=renderer_init())
+        except FileExistsError:
+            raise PreflightError(
+                f"--out {options.out}: is there already",
+                hint="give another folder, or remove that one; scalelab data check says whether it is whole",
+            ) from None
         except OSError as error:
             raise PreflightError(
                 f"cannot write the shards: {error}", hint="give a folder that can be written: --out"

@@ -37,21 +37,37 @@ LOG_BYTES = 1 << 16
 def ask_for_stacks(folder: RunFolder, ranks: Sequence[Sighting]) -> list[Sighting]:
     """Have every rank write its stack and its list of collectives. Returns the ranks as they were before.
 
-    The stack is written in the signal's handler, which needs neither the interpreter nor a free main thread; a stopped
-    process runs on for that long.
+    The stack is written in the signal's handler, which needs neither the interpreter nor a free main thread. A stopped
+    rank has to run for that. Its peers are stopped first: else all would end the step, half a minute late, and record
+    it.
     """
     dump_request(folder.path).touch()
     before = [see(folder.path, seen.rank) for seen in ranks]
-    for seen in before:
-        if seen.pid is not None and not seen.gone:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(seen.pid, STACK_SIGNAL)
-                if seen.process == psutil.STATUS_STOPPED:
-                    os.kill(seen.pid, signal.SIGCONT)
-    deadline = time.monotonic() + DUMP_SECONDS
-    while time.monotonic() < deadline and len(collectives.read(folder.path, [s.rank for s in before])) < len(before):
-        time.sleep(POLL_SECONDS)
+    alive = [seen for seen in before if seen.pid is not None and not seen.gone]
+    stopped = [seen for seen in alive if seen.process == psutil.STATUS_STOPPED]
+    running = [seen for seen in alive if seen not in stopped]
+    _send(running, STACK_SIGNAL)
+    numbers = [seen.rank for seen in running]
+    _wait(DUMP_SECONDS, lambda: len(collectives.read(folder.path, numbers)) == len(numbers))
+    if stopped:
+        _send(running, signal.SIGSTOP)
+        _send(stopped, STACK_SIGNAL, signal.SIGCONT)
+        _wait(DUMP_SECONDS, lambda: all(stack_file(folder.path, seen.rank).stat().st_size for seen in stopped))
+        _send(stopped, signal.SIGSTOP)
     return before
+
+
+def _send(ranks: Sequence[Sighting], *signals: signal.Signals) -> None:
+    for seen in ranks:
+        for number in signals:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(seen.pid or 0, number)
+
+
+def _wait(seconds: float, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not done():
+        time.sleep(POLL_SECONDS)
 
 
 def collect(

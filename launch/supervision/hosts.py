@@ -39,7 +39,7 @@ class Hosts:
         self._folder = folder
         self.shared = shared
         self._wires = dict(wires)
-        self._names = {node: wire.peer for node, wire in wires.items()}
+        self._names = {node: wire.name for node, wire in wires.items()}
         self._lost: dict[int, Evidence] = {}
         self._reports: dict[int, Report] = {}
         self._final: dict[str, Any] | None = None

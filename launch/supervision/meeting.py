@@ -52,7 +52,7 @@ def gather(plan: Plan, folder: RunFolder, data: str | None) -> Hosts:
         wires = _all_others(plan, server, data)
     store = free_port(host)
     for wire in wires.values():
-        wire.send(kind="welcome", run_id=folder.run_id, store_port=store)
+        wire.send(kind="welcome", run_id=folder.run_id, store_port=store, host=socket.gethostname())
     shared = [_answer(wire, node, "ready")["shared"] for node, wire in sorted(wires.items())]
     if plan.config.save_every and not all(shared):
         problem = "--save-every on several hosts needs an --out on a disk that all of them share"
@@ -74,8 +74,16 @@ def join(plan: Plan, make_folder: Callable[[str], tuple[RunFolder, bool]], data:
     host, port = _address(plan)
     wire = _connect(plan, host, port)
     config = plan.config.model_dump()
-    wire.send(kind="hello", node=plan.config.node_rank, config=config, data=data, versions=versions())
+    wire.send(
+        kind="hello",
+        node=plan.config.node_rank,
+        host=socket.gethostname(),
+        config=config,
+        data=data,
+        versions=versions(),
+    )
     welcome = _answer(wire, 0, "welcome", plan.config.rendezvous_timeout)
+    wire.name = str(welcome.get("host"))
     folder, shared = make_folder(str(welcome["run_id"]))
     wire.send(kind="ready", shared=shared)
     shared = bool(_answer(wire, 0, "start")["shared"])
@@ -141,7 +149,7 @@ def _greet(plan: Plan, wire: Wire, hello: Mapping[str, Any], wires: dict[int, Wi
         with contextlib.suppress(WireError):
             wire.send(kind="refused", why=problem)
         raise ConfigError(problem)
-    wire.limit_bytes = MAX_BYTES
+    wire.limit_bytes, wire.name = MAX_BYTES, str(hello.get("host"))
     wires[node] = wire
     return True
 

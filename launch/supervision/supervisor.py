@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import OutputError
-from ..errors import Exit, exit_code_of
+from ..errors import Exit
 from ..plan import Plan
 from .aftermath import clear_away, collect, end_all
 from .interrupts import Interrupts
@@ -26,7 +26,7 @@ from .launchers import Launcher, start
 from .oom_killer import OomCounters
 from .pulse import FINAL, Sighting, prepare, see
 from .report import Report
-from .verdict import conclude, status
+from .verdict import conclude
 from .watchdog import Watchdog
 
 POLL_SECONDS = 0.1
@@ -45,6 +45,10 @@ class Display(Protocol):
 
     def tick(self) -> None:
         """Time has passed."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that the user should know now."""
         ...
 
 
@@ -79,21 +83,11 @@ def supervise(
     owned: bool = True,
     start: Callable[[RunFolder, Plan], Launcher] = start,
 ) -> dict[str, Any]:
-    """Run this host's ranks to their end. Writes status.json at the start and at the end, and returns the last one.
+    """Run this host's ranks to their end; returns the final status, and writes it.
 
     Without `owned` another host writes it, into the same folder.
     """
-    if owned:
-        folder.write("status.json", status("running", None))
-    try:
-        final = _run(folder, plan, display, hosts or Alone(), start)
-    except BaseException as error:
-        # A fault of ours: the folder must not say for ever that the run goes on.
-        if owned:
-            with contextlib.suppress(OutputError):
-                cause = f"the supervisor failed: {type(error).__name__}: {error}"
-                folder.write("status.json", status("failed", exit_code_of(error), cause=cause))
-        raise
+    final = _run(folder, plan, display, hosts or Alone(), start)
     if final["exit_code"] in (Exit.SOME_FAILED, Exit.CHECKPOINT):
         # Rank 0 has written what is missing.
         final |= folder.read("errors/incomplete.json") or {}
@@ -163,6 +157,11 @@ class _Crew:
                 again = number == signal.SIGINT and interrupts.signals.count(number) > 1
                 if again or not self._tell(number):
                     return self._report(number)
+                self._display.note(
+                    "saving a checkpoint, then ending"
+                    if number == signal.SIGUSR1
+                    else f"ending after this step ({self._config.grace:g} s at most); Ctrl-C again ends at once"
+                )
                 # A warning (SIGUSR1) leaves all the time that its checkpoint takes; whatever ends the run does not.
                 if number != signal.SIGUSR1:
                     deadline = min(deadline, now + self._config.grace)

@@ -19,8 +19,6 @@ from .collectives import Odd, last_of, odd_one_out
 from .pulse import Sighting
 from .report import Collectives, Evidence, Report
 
-# Signals that our own way of ending a run, or the launcher's, sends.
-OURS = (signal.SIGTERM, signal.SIGKILL)
 SAME_ORDER = "every rank must call the same collectives in the same order: look for a branch on the rank or its data"
 # gloo ends the process when a message is longer than what it was to receive.
 GLOO_MISMATCH = "op.preamble.length <= op.nbytes"
@@ -71,6 +69,8 @@ def of_death(seen: Sighting, host: str, now: float, *, memory: str | None, log: 
     return Evidence(
         rank=rank, host=host, at=seen.ended_at or now, phase=seen.phase, step=seen.step, exit_code=exit_code,
         cause=cause, hint=hint,
+        # What torchrun sends to the others when it has lost one; a rank at its steps takes it and goes on.
+        consequence=code == -signal.SIGTERM,
     )  # fmt: skip
 
 
@@ -98,7 +98,11 @@ def of_hang(stuck: Sequence[Sighting], odd: Odd | None, host: str, now: float, s
     stacks = "the stack of every rank is in errors/"
     for seen in stuck:
         if seen.process == "stopped":
-            return hung(seen, "was stopped (SIGSTOP) and makes no progress", f"kill -CONT {seen.pid} resumes a rank")
+            return hung(
+                seen,
+                "was stopped (SIGSTOP) and makes no progress",
+                "a debugger, job control or kill -STOP does that",
+            )
     for seen in stuck:
         if seen.beat_at is not None and now - seen.beat_at > silence:
             cause = f"runs none of its threads for {now - seen.beat_at:.0f} s: native code holds the interpreter lock"

@@ -44,7 +44,8 @@ class Wire:
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", STALL_SECONDS, 0))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.peer = sock.getpeername()[0]
+        self.name = str(sock.getpeername()[0])
+        """The other host: its address until it has said its name."""
         self.here = sock.getsockname()[0]
         self.heard_at = time.monotonic()
         self.filed_at = float("-inf")

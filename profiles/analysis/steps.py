@@ -88,13 +88,14 @@ def detail(run: Run, null: Null) -> dict[str, Any]:
 
 
 def events(run: Run) -> list[dict[str, Any]]:
-    """Events by kind: how many, and seconds in all, mean over ranks."""
+    """Events by kind: how many, how many of them failed, and seconds in all, mean over ranks."""
     records = [event for rank in run.ranks for event in rank.events]
     rows = []
     for kind in sorted({event.event for event in records}):
         alike = [event for event in records if event.event == kind]
         seconds = sum(event.seconds for event in alike) / len(run.ranks)
-        rows.append({"kind": kind, "count": len({event.step for event in alike}), "seconds": seconds})
+        failed = len({event.step for event in alike if "failed" in event.values})
+        rows.append({"kind": kind, "count": len({e.step for e in alike}), "failed": failed, "seconds": seconds})
     return rows
 
 

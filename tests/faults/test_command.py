@@ -122,6 +122,35 @@ def test_a_command_killed_during_the_start_leaves_nothing(tmp_path: Path, second
     assert alive(family) == []
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.fault(9)),
+        pytest.param(signal.SIGINT, marks=pytest.mark.fault(13)),
+    ],
+)
+def test_data_that_is_half_made_is_no_data(tmp_path: Path, number: signal.Signals) -> None:
+    """kill -9 and Ctrl-C while scenes are rendered: no process stays, and no folder that a run would take for a set."""
+    argv = ["data", "make", "--model=nano", f"--out={tmp_path / 'set'}", "--train-samples=5000", "--workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scalelab", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    partial = tmp_path / ".set.partial"
+    while not (partial.is_dir() and any(path.stat().st_size for path in partial.iterdir())):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    psutil.wait_procs(family, timeout=5)
+    assert alive(family) == []
+    assert not (tmp_path / "set").exists()
+    assert "Traceback" not in errors
+    if number == signal.SIGINT:
+        assert (process.returncode, partial.exists()) == (130, False)
+
+
 @pytest.mark.fault(13)
 def test_ctrl_c_during_the_start_ends_at_once(tmp_path: Path) -> None:
     """Before the first step there is nothing to finish: exit 130, with a status."""

@@ -7,6 +7,8 @@ import resource
 from pathlib import Path
 
 import pytest
+from scalelab.profiles.analysis.load import load_run
+from scalelab.profiles.analysis.summary import summarise
 
 from tests.support.supervised import Timed
 
@@ -54,3 +56,5 @@ def test_a_checkpoint_without_room_does_not_cost_the_run(tmp_path: Path, timed: 
     events = [record for record in found.folder.records(0)[0] if record.kind == "event"]
     assert len(events) == 2
     assert all("failed" in event.values for event in events)
+    (row,) = summarise(load_run(found.folder))["events"]
+    assert (row["count"], row["failed"]) == (2, 2)

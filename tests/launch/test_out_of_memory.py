@@ -299,10 +299,18 @@ def test_what_breaks_while_explaining_is_left_out() -> None:
 def test_the_failed_step_is_dropped() -> None:
     """The frames an error went through let go of what they hold before anything is counted."""
 
+    class Failing(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            held.append(weakref.ref(torch.zeros(1000)))
+            raise MemoryError
+
     def step() -> None:
+        # Torch's call of a module with a hook keeps the inputs in a closure.
         activations = torch.zeros(1000)
         held.append(weakref.ref(activations))
-        raise MemoryError
+        module = Failing()
+        module.register_forward_hook(lambda *_: None)
+        module(activations)
 
     held: list[Any] = []
     try:

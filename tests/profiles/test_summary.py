@@ -116,7 +116,7 @@ def test_two_ranks_to_the_number(tmp_path: Path) -> None:
         {"data": 0.1, "forward": 0.2, "backward": 0.4, "optimizer": 0.0, "unattributed": 0.3}
     )
     assert sum(shares.values()) == pytest.approx(1)
-    assert summary["events"] == [{"kind": "evaluation", "count": 2, "seconds": 6.0}]
+    assert summary["events"] == [{"kind": "evaluation", "count": 2, "failed": 0, "seconds": 6.0}]
     assert summary["loss"] == [4.0, 2.0, 1.5]
     assert summary["grad_norm"] == pytest.approx([8.0**0.5] * 3)
     assert summary["memory"]["by_kind"]["gradients"] == 51

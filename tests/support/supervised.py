@@ -77,6 +77,9 @@ class Silent:
     def tick(self) -> None:
         return
 
+    def note(self, text: str) -> None:
+        return
+
 
 class _Forker:
     """A launcher: a process forked from the preloaded server, in a session of its own, that forks the ranks."""
