@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scalelab.launch import lock
@@ -18,7 +17,8 @@ from scalelab.launch.errors import Exit, exit_code_of
 from scalelab.launch.lock import FolderInUse, Holder, holder, locked
 from scalelab.profiles.storage import OutputError
 
-from tests.profiles.test_output_faults import KILLED, each_call_failing, each_call_killed
+from tests.support.locks import stale, without_flock, write
+from tests.support.planted import KILLED, each_call_failing, each_call_killed
 
 RACES = 50
 # Takes the lock whenever told a folder, says what came of it, and holds it until told to let go.
@@ -53,15 +53,6 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
 def answer(process: subprocess.Popen[str]) -> list[str]:
     assert process.stdout is not None
     return process.stdout.readline().split()
-
-
-def stale(**changes: Any) -> Holder:
-    """A holder of this host that is no more."""
-    return Holder.ourselves().model_copy(update={"pid": 2**22 + 1, **changes})
-
-
-def write(folder: Path, content: Holder) -> None:
-    (folder / lock.NAME).write_text(content.model_dump_json())
 
 
 @pytest.mark.fault(49)
@@ -174,24 +165,6 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     with locked(tmp_path) as previous:
         assert previous == held
     process.communicate()
-
-
-def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(*args: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-
-
-@pytest.mark.fault(49)
-def test_without_flock_the_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some network file systems have no locks: a live process's name is respected all the same."""
-    without_flock(monkeypatch)
-    with locked(tmp_path) as previous:
-        assert previous is None
-        with pytest.raises(FolderInUse, match=str(os.getpid())), locked(tmp_path):
-            pass
-    assert not list(tmp_path.iterdir())
 
 
 # Holds a folder, and has a child that is only forked and one that runs another program.
