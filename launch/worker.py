@@ -62,6 +62,8 @@ def _after_step(rank: Rank, pulse: Pulse, record: StepRecord) -> None:
     if None in record.losses or (record.not_finite and not record.skipped):
         what = "the loss" if None in record.losses else "a gradient"
         first = f": first {record.not_finite}" if record.not_finite else ""
+        if None in record.losses and first.startswith(": first the gradient"):
+            first = ""  # it follows from the loss, whatever made that
         raise NumericError(
             f"{what} of step {record.step} is not finite{first}",
             hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
@@ -128,7 +130,6 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
         except NumericError as error:
             raise _located(error, job) from None
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
-            pulse.at(pulse.step, "checkpoint")
             saver.before_leaving(probe, pulse.step or 0)
         probe.close()
         write(peaks(device))

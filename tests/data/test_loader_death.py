@@ -18,6 +18,10 @@ from scalelab.data.readers.delivery import loader_death
 from scalelab.data.readers.indexed import indexed_loader
 from scalelab.data.readers.stream import stream_loader
 
+# torch raises out of its handler of SIGCHLD, between any two instructions: also in a callback of the garbage
+# collector, where Python can only print the error. What comes next out of the loader still names the death.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 REQUEST: dict[str, Any] = {"split": "train", "rank": 0, "world_size": 1, "micro_batch": 2, "workers": 2}
 
 
