@@ -15,7 +15,8 @@ from ..data.skipping import BadSamples
 from ..models.contract import ModelSource
 from ..models.driving import DrivingModel
 from ..profiles.capture.finite import FiniteWatch
-from ..profiles.capture.probe import Probe, WindowProbe
+from ..profiles.capture.probe import Probe
+from ..profiles.capture.window import WindowProbe
 from ..profiles.records import StartRecord
 from ..profiles.runfolder import RunFolder
 from . import checkpoint

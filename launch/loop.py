@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..profiles.capture.probe import Probe, WindowProbe
+from ..profiles.capture.probe import Probe
+from ..profiles.capture.window import WindowProbe
 from ..profiles.records import EventKind
 from .schedule import Step
 from .strategies._contract import Sharded

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from ..profiles.capture.comm import CommRecorder
+
 # For ranks to find each other.
 JOIN_SECONDS = 600
 # For a collective: the supervisor finds hangs long before, and blames the rank that others wait for; a backend's own
@@ -81,8 +83,8 @@ def store_of_hosts() -> tuple[str, int] | None:
     return (host, int(port)) if port else None
 
 
-def join_ranks(rank: Rank, device: str) -> torch.device:
-    """Join the ranks; returns this rank's device. NCCL on CUDA, gloo on CPU.
+def join_ranks(rank: Rank, device: str, recorder: CommRecorder | None = None) -> torch.device:
+    """Join the ranks; returns this rank's device. NCCL on CUDA, gloo on CPU; `recorder` is told of every collective.
 
     Every collective of a run goes through the group made here. A rank of a run never takes it apart: gloo has been seen
     to wait for ever there for peers that have left. It ends with the process.
@@ -95,6 +97,10 @@ def join_ranks(rank: Rank, device: str) -> torch.device:
     here = torch.device("cuda", rank.local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(here)
+    if recorder is not None:
+        from ..profiles.capture.group import recorded_backend
+
+        backend = recorded_backend(backend, recorder)
     if sys.platform == "linux" and rank.world_size == rank.local_world_size:
         # All ranks on this host: the loopback always answers, the host's own name need not.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -17,10 +17,12 @@ from torch import distributed
 
 from ..models.contract import ModelSource, load_model
 from ..models.errors import ModelError
+from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
 from ..profiles.capture.memory import peaks
-from ..profiles.capture.probe import Probe, WindowProbe
+from ..profiles.capture.probe import Probe
 from ..profiles.capture.timeline import timeline_for
+from ..profiles.capture.window import WindowProbe
 from ..profiles.records import StepRecord
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
@@ -89,7 +91,8 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     prepare_determinism(config)
     pulse.at(None, "joining")
     with contextlib.ExitStack() as stack:
-        device = join_ranks(rank, setting.device)
+        comm = CommRecorder() if config.probe == "on" and rank.world_size > 1 else None
+        device = join_ranks(rank, setting.device, comm)
         stopping = Stopping(control_group() if rank.world_size > 1 else None)
         stopping.listen()
         write = stack.enter_context(appending(folder.rank_file(rank.rank)))
@@ -99,6 +102,8 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
         bad = bad_samples(config, write)
         feed = stack.enter_context(open_feed(config, job.source, rank, job.image_size, bad))
         timeline = timeline_for(device)
+        if comm is not None:
+            comm.timeline, comm.sees_ends = timeline, device.type == "cpu"
         if config.probe == "on":
             total = config.warmup + (config.steps or 0)
             probe = Probe(
@@ -109,6 +114,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 memory_step=min(max(1, config.warmup - 1), total - 1) or None,
                 at=pulse.at,
                 finite=job.finite,
+                comm=comm,
             )
         else:
             probe = WindowProbe(write, timeline, at=pulse.at)

@@ -3,9 +3,13 @@
 A rank's file `ranks/r000.jsonl` opens with a `StartRecord`; then come steps and events in the order of the rank's
 own timeline, memory once, and an `EndRecord` when the rank ends in order.
 
-Clocks: `start_seconds` counts from the rank's first boundary; durations are monotonic. On CUDA both are read from
-events on the compute stream. Steps and events tile the timeline: what lies between two of them belongs to the
-next one. A loss that is not finite is stored as null.
+Communication: a `CommPlanRecord` lists the collectives of a step, once for all steps that have the same; each step
+then has their times alone.
+
+Clocks: `begin_ns` is the host's monotonic clock, which ranks with the same boot id share. `start_seconds` counts from
+the rank's first boundary; durations are monotonic. On CUDA both are read from events on the compute stream. Steps and
+events tile the timeline: what lies between two of them belongs to the next one. A loss that is not finite is stored as
+null.
 """
 
 from __future__ import annotations
@@ -43,6 +47,37 @@ class StartRecord(_Record):
     versions: dict[str, str]
 
 
+class CollectiveShape(_Record):
+    """A collective: its kind, the bytes of the whole tensor as sent, the phase in which it began (null between phases)
+    and the name of its group."""
+
+    kind: str
+    payload_bytes: int
+    phase: str | None
+    group: str
+
+
+class CommPlanRecord(_Record):
+    """The collectives of a step in the order in which they were begun, under a number that steps refer to."""
+
+    kind: Literal["comm_plan"] = "comm_plan"
+    plan: int
+    collectives: list[CollectiveShape]
+
+
+class CommRecord(_Record):
+    """Times of the collectives of `plan` in one step, in nanoseconds from the step's begin.
+
+    `handed_in_ns` and `ended_ns` are the host's, an end null where it could not be seen. `waits` are triples, one after
+    the other: which collective the rank waited for, from when, until when, on its timeline.
+    """
+
+    plan: int
+    handed_in_ns: list[int]
+    ended_ns: list[int | None]
+    waits: list[int]
+
+
 class StepRecord(_Record):
     """One optimizer step of one rank. `phases` holds exposed seconds by phase; the rest of `seconds` is in none.
 
@@ -64,6 +99,8 @@ class StepRecord(_Record):
     grad_replicas: int | None = None
     skipped: bool = False
     not_finite: str | None = None
+    begin_ns: int | None = None
+    comm: CommRecord | None = None
 
 
 class EventRecord(_Record):
@@ -118,5 +155,7 @@ class EndRecord(_Record):
     driver_used_bytes: int | None = None
 
 
-Record = StartRecord | StepRecord | EventRecord | MemoryRecord | WindowRecord | BadSampleRecord | EndRecord
+Record = (
+    StartRecord | CommPlanRecord | StepRecord | EventRecord | MemoryRecord | WindowRecord | BadSampleRecord | EndRecord
+)
 any_record: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])

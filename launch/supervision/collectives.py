@@ -52,7 +52,7 @@ def dump(path: Path) -> None:
 def _is_nccl() -> bool:
     from torch import distributed
 
-    return distributed.is_initialized() and distributed.get_backend() == "nccl"
+    return distributed.is_initialized() and distributed.get_backend().endswith("nccl")
 
 
 def read(folder: Path, ranks: Sequence[int]) -> dict[int, list[dict[str, Any]]]:

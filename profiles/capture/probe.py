@@ -1,8 +1,4 @@
-"""The probe: what the step loop calls around its parts, and what turns that into records.
-
-`Probe` records every step. `WindowProbe` records the measured window as a whole and is otherwise the bare loop,
-against which the cost of `Probe` is measured.
-"""
+"""The probe: what the step loop calls around its parts, and what turns that into records of every step."""
 
 from __future__ import annotations
 
@@ -11,13 +7,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from ..records import EventKind, EventRecord, Record, Role, StepRecord, WindowRecord
+from ..records import EventKind, EventRecord, Record, Role, StepRecord
+from .comm import PATIENCE_STEPS, CommRecorder, StepComm
 from .finite import FiniteWatch, first_not_finite
 from .memory import model_state
 from .timeline import Timeline
@@ -73,6 +69,8 @@ class _Pending:
     grad_replicas: int | None = None
     skipped: torch.Tensor | bool = False
     noted: list[str] = field(default_factory=list)
+    begin_ns: int = 0
+    comm: StepComm | None = None
 
 
 class Probe:
@@ -80,7 +78,8 @@ class Probe:
 
     `write` takes each record when it is complete; `watch` sees each step's record right after and may raise.
     `memory_step` is the step at which model state is counted: one after the first, so that the optimizer has its own.
-    `at` hears of every phase and event as it begins; `finite` tells which tensors of a step were not finite.
+    `at` hears of every phase and event as it begins; `finite` tells which tensors of a step were not finite; `comm`
+    keeps what collectives did.
     """
 
     def __init__(
@@ -94,9 +93,11 @@ class Probe:
         memory_step: int | None = None,
         at: Callable[[int | None, str | None], None] = lambda step, phase: None,
         finite: FiniteWatch | None = None,
+        comm: CommRecorder | None = None,
     ) -> None:
         self._write = write
         self._at = at
+        self._comm = comm
         self._finite = finite
         self._timeline = timeline
         self._watch = watch
@@ -112,13 +113,17 @@ class Probe:
     def step(self, step: ScheduledStep) -> Iterator[None]:
         """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
         begin = self._timeline.mark() if self._boundary is None else self._boundary
-        self._current = pending = _Pending(step, begin)
+        self._current = pending = _Pending(step, begin, begin_ns=self._timeline.host_ns(begin))
+        if self._comm is not None:
+            self._comm.open()
         yield
         for what, total in self._finite.take() if self._finite is not None else ():
             pending.noted.append(what)
             pending.scalars.append(total)
         pending.scalars = _to_host(pending)
         pending.end = self._boundary = self._timeline.mark()
+        if self._comm is not None:
+            pending.comm = self._comm.close()
         self._current = None
         self._pending.append(pending)
         self._drain(keep=MAX_PENDING)
@@ -130,7 +135,11 @@ class Probe:
         self._at(self._current.step.index, name)
         host_begin = self._host_clock()
         begin = self._timeline.mark()
+        if self._comm is not None:
+            self._comm.enter(name)
         yield
+        if self._comm is not None:
+            self._comm.enter(None)
         self._current.phases.append((name, begin, self._timeline.mark()))
         if name == "data":
             self._current.host_data_seconds += self._host_clock() - host_begin
@@ -185,6 +194,8 @@ class Probe:
                 if len(self._pending) <= keep:
                     return
                 self._timeline.wait(oldest.end)
+            elif len(self._pending) <= min(keep, PATIENCE_STEPS) and oldest.comm and not oldest.comm.complete():
+                return
             self._pending.popleft()
             self._finish(oldest)
 
@@ -197,6 +208,11 @@ class Probe:
         values = [value for tensor in pending.scalars for value in tensor.reshape(-1).tolist()]
         count = len(values) - len(pending.noted)
         scalars = [_finite(value) for value in values[:count]]
+        comm = None
+        if self._comm is not None and pending.comm is not None:
+            plan, comm = self._comm.record(pending.comm, pending.begin, pending.begin_ns)
+            if plan is not None:
+                self._write(plan)
         has_norm = pending.grad_replicas is not None
         record = StepRecord(
             step=pending.step.index,
@@ -212,6 +228,8 @@ class Probe:
             grad_replicas=pending.grad_replicas,
             skipped=bool(scalars[-1]) if isinstance(pending.skipped, torch.Tensor) else pending.skipped,
             not_finite=first_not_finite(list(zip(pending.noted, values[count:], strict=True))),
+            begin_ns=pending.begin_ns,
+            comm=comm,
         )
         self._write(record)
         self._watch(record)
@@ -221,58 +239,6 @@ class Probe:
         start, seconds = self._elapsed_seconds, self._timeline.seconds(begin, end)
         self._elapsed_seconds += seconds
         return start, seconds
-
-
-class WindowProbe:
-    """The probe when it is off: two marks in a whole run."""
-
-    def __init__(
-        self,
-        write: Callable[[Record], None],
-        timeline: Timeline,
-        at: Callable[[int | None, str | None], None] = lambda step, phase: None,
-    ) -> None:
-        self._write = write
-        self._at = at
-        self._timeline = timeline
-        self._begin: Any = None
-        self._end: Any = None
-        self._steps = 0
-        self._samples = 0
-        self._null: AbstractContextManager[None] = contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def step(self, step: ScheduledStep) -> Iterator[None]:
-        self._at(step.index, "step")
-        if step.role == "measured" and self._begin is None:
-            self._begin = self._timeline.mark()
-        yield
-        if step.role == "measured":
-            self._steps += 1
-            self._samples += step.samples
-            self._end = self._timeline.mark()
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        return self._null
-
-    def loss(self, loss: torch.Tensor) -> None:
-        return
-
-    def gradients_ready(self, run: ModelState) -> None:
-        return
-
-    def updated(self, run: ModelState) -> None:
-        return
-
-    def event(self, kind: EventKind, step: int) -> AbstractContextManager[dict[str, Any]]:
-        self._at(step, kind)
-        return contextlib.nullcontext({})
-
-    def close(self) -> None:
-        if self._end is not None:
-            self._timeline.wait(self._end)
-            seconds = self._timeline.seconds(self._begin, self._end)
-            self._write(WindowRecord(steps=self._steps, samples=self._samples, seconds=seconds))
 
 
 def _to_host(pending: _Pending) -> list[torch.Tensor]:

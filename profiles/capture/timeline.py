@@ -20,6 +20,10 @@ class Timeline(Protocol):
         """Set a mark here."""
         ...
 
+    def host_ns(self, mark: Any) -> int:
+        """The host's monotonic clock at `mark`, which was set just now."""
+        ...
+
     def reached(self, mark: Any) -> bool:
         """Whether the device has passed `mark`, so that it can be read without waiting."""
         ...
@@ -39,6 +43,9 @@ class HostTimeline:
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.mark = clock
 
+    def host_ns(self, mark: int) -> int:
+        return mark
+
     def reached(self, mark: int) -> bool:
         return True
 
@@ -56,6 +63,9 @@ class CudaTimeline:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    def host_ns(self, mark: torch.cuda.Event) -> int:
+        return time.perf_counter_ns()
 
     def reached(self, mark: torch.cuda.Event) -> bool:
         return mark.query()

@@ -28,8 +28,9 @@ from scalelab.launch.stopping import Stopping
 from scalelab.launch.supervision.pulse import Pulse
 from scalelab.models import driving
 from scalelab.profiles.capture.finite import FiniteWatch, parts_of
-from scalelab.profiles.capture.probe import Probe, WindowProbe
+from scalelab.profiles.capture.probe import Probe
 from scalelab.profiles.capture.timeline import HostTimeline
+from scalelab.profiles.capture.window import WindowProbe
 from scalelab.profiles.runfolder import appending
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scalelab.launch.strategies._contract import Gradients
-from scalelab.profiles.capture.probe import MAX_PENDING, Probe, WindowProbe
+from scalelab.profiles.capture.probe import MAX_PENDING, Probe
 from scalelab.profiles.capture.timeline import HostTimeline
+from scalelab.profiles.capture.window import WindowProbe
 from scalelab.profiles.records import PHASES, EventRecord, Record, Role, StepRecord, WindowRecord
 
 

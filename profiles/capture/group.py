@@ -1,0 +1,270 @@
+"""The one seam for communication: a process group that hands every collective on and tells the recorder.
+
+It is a Python subclass of torch's `ProcessGroup`, registered as a backend, so that DDP's reducer in C++, FSDP2 and
+DeepSpeed all go through it, and groups that a library makes for itself as well. The real group does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import distributed
+from torch._C import _distributed_c10d as c10d
+from torch.distributed import ProcessGroup
+
+from .comm import Collective, CommRecorder
+
+PREFIX = "recorded_"
+
+
+def recorded_backend(backend: str, recorder: CommRecorder) -> str:
+    """The name of a backend, for `init_process_group`, that is `backend` (gloo or nccl) and tells `recorder`."""
+
+    def create(options: Any, backend_options: Any = None) -> ProcessGroup:
+        return _group(backend, recorder, options)
+
+    name = PREFIX + backend
+    if name not in distributed.Backend.backend_list:
+        devices = ["cuda"] if backend == "nccl" else ["cpu"]
+        distributed.Backend.register_backend(name, _Creator(), extended_api=True, devices=devices)
+    creator = distributed.Backend._plugins[name.upper()].creator_fn
+    creator.create = create  # pyright: ignore[reportFunctionMemberAccess]
+    return name
+
+
+class _Creator:
+    """What torch calls to make a group; a process that joins anew registers no second time."""
+
+    create: Callable[..., ProcessGroup]
+
+    def __call__(self, options: Any, backend_options: Any = None) -> ProcessGroup:
+        return self.create(options, backend_options)
+
+
+def _group(backend: str, recorder: CommRecorder, options: Any) -> RecordingGroup:
+    """A recording group around a new one of `backend`, as torch makes it in `_new_process_group_helper`."""
+    rank, size = options.group_rank, options.group_size
+    if backend == "nccl":
+        settings = c10d.ProcessGroupNCCL.Options()
+        settings.global_ranks_in_group = options.global_ranks_in_group
+        settings.group_name = options.group_id
+        settings._timeout = options.timeout
+        made: Any = c10d.ProcessGroupNCCL(options.store, rank, size, settings)
+        kind, device = ProcessGroup.BackendType.NCCL, torch.device("cuda")
+    else:
+        made = c10d.ProcessGroupGloo(options.store, rank, size, options.timeout)
+        kind, device = ProcessGroup.BackendType.GLOO, torch.device("cpu")
+    made._set_sequence_number_for_group()
+    inner = ProcessGroup(options.store, rank, size)
+    group = RecordingGroup(inner, recorder, rank, size, on_gloo=backend == "gloo")
+    for each in (inner, group):
+        each._set_default_backend(kind)
+        each._register_backend(device, kind, made)
+    inner._set_group_name(options.group_id)
+    return group
+
+
+class RecordingGroup(ProcessGroup):
+    """`inner` with every collective recorded; all else is its own."""
+
+    def __init__(self, inner: ProcessGroup, recorder: CommRecorder, rank: int, size: int, *, on_gloo: bool) -> None:
+        super().__init__(rank, size)  # pyright: ignore[reportCallIssue] (the stub knows one constructor of two)
+        self.inner = inner
+        self.recorder = recorder
+        self.on_gloo = on_gloo
+        self.label = ""
+
+    def _set_group_name(self, name: Any) -> None:
+        super()._set_group_name(name)
+        self.label = name
+
+
+class RecordedWork(c10d.Work):
+    """A collective under way: `work`, with each wait for it noted."""
+
+    def __init__(self, work: Any, collective: Collective, recorder: CommRecorder, after: Callable[[], None] | None):
+        super().__init__()
+        self._work = work
+        self._collective = collective
+        self._recorder = recorder
+        self._after = after
+
+    def wait(self, timeout: Any = None) -> bool:
+        mark = self._recorder.timeline.mark
+        begin = mark()
+        done = self._work.wait() if timeout is None else self._work.wait(timeout)
+        if self._after is not None:
+            self._after, after = None, self._after
+            after()
+        self._collective.waits.append((begin, mark()))
+        return done
+
+    def get_future(self) -> Any:
+        self._collective.future_taken = True
+        return self._work.get_future()
+
+    def is_completed(self) -> bool:
+        return self._work.is_completed()
+
+    def is_success(self) -> bool:
+        return self._work.is_success()
+
+    def exception(self) -> Any:
+        return self._work.exception()
+
+    def result(self) -> Any:
+        return self._work.result()
+
+    def source_rank(self) -> int:
+        return self._work.source_rank()
+
+    def synchronize(self) -> None:
+        self._work.synchronize()
+
+    def block_current_stream(self) -> None:
+        self._work.block_current_stream()
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of a tensor, or of all in a list."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    return sum(_bytes(each) for each in value)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for each in value for tensor in _tensors(each)]
+
+
+def _keep(group: RecordingGroup, arguments: Sequence[Any]) -> None:
+    """The free wire's contents where a tensor is changed in place: its own."""
+
+
+def _gather(group: RecordingGroup, arguments: Sequence[Any]) -> None:
+    """This rank's part in every rank's place: finite, and as much to write as of the true parts."""
+    outputs, parts = _tensors(arguments[0]), _tensors(arguments[1])
+    if len(outputs) == len(parts):
+        for output, part in zip(outputs, parts, strict=True):
+            output.view(group.size(), -1).copy_(part.reshape(1, -1).expand(group.size(), -1))
+    else:
+        for index, output in enumerate(outputs):
+            output.copy_(parts[index // group.size()].view_as(output))
+
+
+def _scatter(group: RecordingGroup, arguments: Sequence[Any]) -> None:
+    """This rank's part of its own sum."""
+    outputs, inputs = _tensors(arguments[0]), _tensors(arguments[1])
+    per_output = len(inputs) // max(1, len(outputs))
+    for index, output in enumerate(outputs):
+        if per_output > 1:
+            output.copy_(inputs[index * per_output + group.rank()].view_as(output))
+        else:
+            output.view(-1).copy_(inputs[index].reshape(group.size(), -1)[group.rank()])
+
+
+def _exchange(group: RecordingGroup, arguments: Sequence[Any]) -> None:
+    """What this rank would send, as if received."""
+    for output, part in zip(_tensors(arguments[0]), _tensors(arguments[1]), strict=False):
+        count = min(output.numel(), part.numel())
+        output.zero_()
+        output.view(-1)[:count].copy_(part.reshape(-1)[:count])
+
+
+def _receive(group: RecordingGroup, arguments: Sequence[Any]) -> None:
+    for tensor in _tensors(arguments[0]):
+        tensor.zero_()
+
+
+# Method of ProcessGroup -> kind, which argument holds the whole unsharded payload, what a free wire leaves behind.
+# Names differ by version of torch: those that a version does not have are left out.
+_COLLECTIVES: dict[str, tuple[str, int | None, Callable[[RecordingGroup, Sequence[Any]], None]]] = {
+    "allreduce": ("all_reduce", 0, _keep),
+    "allreduce_coalesced": ("all_reduce", 0, _keep),
+    "allgather": ("all_gather", 0, _gather),
+    "allgather_coalesced": ("all_gather", 0, _gather),
+    "_allgather_base": ("all_gather", 0, _gather),
+    "all_gather_single": ("all_gather", 0, _gather),
+    "allgather_into_tensor_coalesced": ("all_gather", 0, _gather),
+    "all_gather_single_coalesced": ("all_gather", 0, _gather),
+    "reduce_scatter": ("reduce_scatter", 1, _scatter),
+    "_reduce_scatter_base": ("reduce_scatter", 1, _scatter),
+    "reduce_scatter_single": ("reduce_scatter", 1, _scatter),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 1, _scatter),
+    "reduce_scatter_single_coalesced": ("reduce_scatter", 1, _scatter),
+    "alltoall": ("all_to_all", 1, _exchange),
+    "alltoall_base": ("all_to_all", 1, _exchange),
+    "all_to_all_single": ("all_to_all", 1, _exchange),
+    "broadcast": ("broadcast", 0, _keep),
+    "reduce": ("reduce", 0, _keep),
+    "gather": ("gather", 1, _exchange),
+    "scatter": ("scatter", 0, _exchange),
+    "send": ("send", 0, _keep),
+    "recv": ("recv", 0, _receive),
+    "recv_anysource": ("recv", 0, _receive),
+    "barrier": ("barrier", None, _keep),
+}
+# On gloo these are an all-reduce of a copy, cut afterwards (ProcessGroupGloo.cpp), as which their end can be seen.
+_AS_ALL_REDUCE = frozenset({"_reduce_scatter_base", "reduce_scatter_single"})
+
+
+def _recorded(method: str) -> Callable[..., Any]:
+    kind, payload_at, free = _COLLECTIVES[method]
+
+    def call(self: RecordingGroup, *arguments: Any, **options: Any) -> Any:
+        recorder = self.recorder
+        if recorder.free:
+            free(self, arguments)
+            future: Any = torch.futures.Future()
+            future.set_result(_tensors(arguments[0]) if payload_at is not None else [])
+            return c10d._create_work_from_future(future)  # pyright: ignore[reportAttributeAccessIssue]
+        if not recorder.recording:
+            return getattr(self.inner, method)(*arguments, **options)
+        payload = 0 if payload_at is None else _bytes(arguments[payload_at])
+        collective = recorder.begin(kind, payload, self.label)
+        after = None
+        if self.on_gloo and method in _AS_ALL_REDUCE:
+            work, after = _reduce_scatter_on_gloo(self, *arguments, **options)
+        else:
+            work = getattr(self.inner, method)(*arguments, **options)
+        if recorder.sees_ends:
+            _note_end(work, collective, recorder)
+        return RecordedWork(work, collective, recorder, after)
+
+    call.__name__ = method
+    return call
+
+
+def _note_end(work: Any, collective: Collective, recorder: CommRecorder) -> None:
+    def ended(future: Any) -> None:
+        collective.ended = recorder.clock()
+
+    try:
+        future = work.get_future()
+    except RuntimeError:  # some have none: whoever waits sees their end
+        return
+    future.add_done_callback(ended)
+
+
+def _reduce_scatter_on_gloo(
+    group: RecordingGroup, output: torch.Tensor, whole: torch.Tensor, opts: Any = None
+) -> tuple[Any, Callable[[], None]]:
+    """A reduce-scatter as gloo does it, and what is left to do when it has been waited for."""
+    options = c10d.AllreduceOptions()
+    if opts is not None:
+        options.reduceOp, options.timeout = opts.reduceOp, opts.timeout
+    reduced = whole.clone()
+    work = group.inner.allreduce([reduced], options)
+
+    def cut() -> None:
+        output.view(-1).copy_(reduced.view(group.size(), -1)[group.rank()])
+
+    return work, cut
+
+
+for _method in _COLLECTIVES:
+    if hasattr(ProcessGroup, _method):
+        setattr(RecordingGroup, _method, _recorded(_method))
