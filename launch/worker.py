@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,17 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
         )
         events = events_of(job, saver, bad)
 
+        def drawn() -> Iterator[Any]:
+            for batch in feed:
+                yield batch
+                at_hand.batch = None  # so that it is freed where the next one is waited for
+
         def moved(batch: Any) -> Any:
             at_hand.batch = to_device(batch, device)
             return at_hand.batch
 
         try:
-            train(job.run, feed, steps, probe, moved, events, stopping.after_step)
+            train(job.run, drawn(), steps, probe, moved, events, stopping.after_step)
         except NumericError as error:
             raise _located(error, job) from None
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):

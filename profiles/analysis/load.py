@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..records import (
     BadSampleRecord,
+    CollectiveShape,
+    CommPlanRecord,
     EndRecord,
     EventRecord,
     MemoryRecord,
@@ -35,6 +37,7 @@ class RankRecords:
     memory: MemoryRecord | None
     window: WindowRecord | None
     bad_samples: tuple[BadSampleRecord, ...] = ()
+    comm_plans: dict[int, list[CollectiveShape]] = field(default_factory=dict)
     end: EndRecord | None
     unreadable: int
 
@@ -88,6 +91,7 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         memory=_first(records, MemoryRecord),
         window=_first(records, WindowRecord),
         bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),
+        comm_plans={record.plan: record.collectives for record in records if isinstance(record, CommPlanRecord)},
         end=_first(records, EndRecord),
         unreadable=unreadable,
     )

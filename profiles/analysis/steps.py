@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..records import PHASES
+from .communication import Communication
 from .load import Run
 from .reasons import Null
 from .statistics import spread
+from .straggler import own_phases
 
 ALL_PHASES = ("data", "h2d", "forward", "backward", "comm_exposed", "optimizer", "unattributed")
 LEDGER_TOLERANCE_SECONDS = 1e-6
@@ -46,7 +47,7 @@ def throughput(step_seconds: Mapping[str, Any], global_batch: int, null: Null) -
     }
 
 
-def phases(run: Run, null: Null) -> dict[str, Any]:
+def phases(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     """Mean, median and share of each phase; the shares sum to 1."""
     found: dict[str, Any] = dict.fromkeys(ALL_PHASES)
     if not run.complete_steps:
@@ -54,17 +55,18 @@ def phases(run: Run, null: Null) -> dict[str, Any]:
             null(f"phases.{name}", "no measured step was recorded")
         return found
     total = run.matrix(lambda step: step.seconds)
-    ledger = {name: run.matrix(lambda step, name=name: step.phases.get(name, 0.0)) for name in PHASES}
+    ledger = own_phases(run, known.exposed)
+    if known.exposed is not None:
+        ledger["comm_exposed"] = known.exposed.total
+    else:
+        null("phases.comm_exposed", f"{known.why_unknown}: backward and optimizer still contain it")
     if run.run_json["config"]["device"] == "cpu":
         # Handing a CPU batch on copies nothing: the few microseconds of asking are nobody's phase.
-        del ledger["h2d"]
+        ledger["unattributed"] += ledger.pop("h2d")
         null("phases.h2d", "there is no copy to a device on CPU")
-    ledger["unattributed"] = total - sum(ledger.values())
-    assert ledger["unattributed"].min() > -LEDGER_TOLERANCE_SECONDS, "phases are longer than their step"
-    if run.run_json["world_size"] == 1:
-        ledger["comm_exposed"] = np.zeros_like(total)
-    else:
-        null("phases.comm_exposed", "backward and optimizer still contain it")
+    assert np.allclose(sum(ledger.values()), total, rtol=0, atol=LEDGER_TOLERANCE_SECONDS), "the ledger does not close"
+    least = min(ledger, key=lambda name: ledger[name].min())
+    assert ledger[least].min() > -LEDGER_TOLERANCE_SECONDS, f"{least} is negative: parts of a step overlap"
     for name, seconds in ledger.items():
         found[name] = {
             "mean": float(seconds.mean()),
@@ -74,8 +76,12 @@ def phases(run: Run, null: Null) -> dict[str, Any]:
     return found
 
 
-def detail(run: Run, null: Null) -> dict[str, Any]:
-    null("detail.optimizer_comm_seconds", "communication was not recorded")
+def detail(run: Run, known: Communication, null: Null) -> dict[str, Any]:
+    if known.exposed is None:
+        null("detail.optimizer_comm_seconds", known.why_unknown)
+        in_optimizer = None
+    else:
+        in_optimizer = float(np.mean(known.exposed.phases.get("optimizer", 0.0)))
     if run.run_json["config"]["checkpointing"] != "none":
         null("detail.recompute_seconds", "recompute is part of backward and was not timed apart")
     if not run.complete_steps:
@@ -83,7 +89,7 @@ def detail(run: Run, null: Null) -> dict[str, Any]:
     return {
         "recompute_seconds": 0.0 if run.run_json["config"]["checkpointing"] == "none" else None,
         "host_data_seconds": float(run.matrix(lambda s: s.host_data_seconds).mean()) if run.complete_steps else None,
-        "optimizer_comm_seconds": None,
+        "optimizer_comm_seconds": in_optimizer,
     }
 
 
@@ -99,26 +105,39 @@ def events(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def per_rank(run: Run, null: Null) -> list[dict[str, Any]]:
+def per_rank(run: Run, known: Communication, null: Null) -> list[dict[str, Any]]:
+    """Each rank's step: its phases, its own time (without what it was blocked) and what it waited for late ranks."""
+    own = own_phases(run, known.exposed) if run.complete_steps else {}
+    if run.run_json["config"]["device"] == "cpu":
+        own.pop("h2d", None)
+    own.pop("unattributed", None)
     rows = []
-    for rank in run.ranks:
+    for index, rank in enumerate(run.ranks):
         steps = [rank.measured[step] for step in run.complete_steps]
-        names = [name for name in PHASES if not (name == "h2d" and run.run_json["config"]["device"] == "cpu")]
+        seconds = float(np.mean([step.seconds for step in steps])) if steps else None
+        blocked = float(known.exposed.total[index].mean()) if steps and known.exposed is not None else None
         rows.append(
             {
                 "rank": rank.rank,
                 "host": rank.start.host if rank.start else None,
-                "phases": {n: float(np.mean([s.phases.get(n, 0.0) for s in steps])) for n in names} if steps else None,
-                "step_seconds": float(np.mean([s.seconds for s in steps])) if steps else None,
-                "own_seconds": None,
-                "waiting_seconds": None,
+                "phases": {name: float(values[index].mean()) for name, values in own.items()} if steps else None,
+                "step_seconds": seconds,
+                "own_seconds": None if seconds is None or blocked is None else seconds - blocked,
+                "waiting_seconds": _waiting(run, known, index),
             }
         )
     if any(row["host"] is None for row in rows):
         null("per_rank.host", "the rank's first record is missing")
-    for name in ("own_seconds", "waiting_seconds"):
-        null(f"per_rank.{name}", "communication was not recorded")
-    if not run.complete_steps:
-        null("per_rank.phases", "no measured step was recorded")
-        null("per_rank.step_seconds", "no measured step was recorded")
+    for name in ("phases", "step_seconds", "own_seconds", "waiting_seconds"):
+        if any(row[name] is None for row in rows):
+            why = known.why_unknown or known.why_not_split if run.complete_steps else "no measured step was recorded"
+            null(f"per_rank.{name}", why)
     return rows
+
+
+def _waiting(run: Run, known: Communication, index: int) -> float | None:
+    if not run.complete_steps:
+        return None
+    if run.run_json["world_size"] == 1:
+        return 0.0
+    return float(known.split.waiting[index].mean()) if known.split is not None else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..records import SCHEMA
 from ..runfolder import RunFolder
+from .communication import comm, communication
 from .cost import cost
 from .data import data
 from .load import Run, load_run
@@ -37,6 +38,7 @@ def summarise(run: Run) -> dict[str, Any]:
     config, facts = run.run_json["config"], run.run_json
     steps = run.complete_steps
     seconds = step_seconds(run, null)
+    known = communication(run)
     summary = {
         "schema": SCHEMA,
         "source": "measured",
@@ -66,11 +68,11 @@ def summarise(run: Run) -> dict[str, Any]:
         },
         "throughput": throughput(seconds, config["global_batch"], null),
         "step_seconds": seconds,
-        "phases": phases(run, null),
-        "detail": detail(run, null),
+        "phases": phases(run, known, null),
+        "detail": detail(run, known, null),
         "events": events(run),
-        "per_rank": per_rank(run, null),
-        "comm": _comm(facts["world_size"], null),
+        "per_rank": per_rank(run, known, null),
+        "comm": comm(run, known, null),
         "memory": memory(run, null),
         "utilization": nulls("utilization", UTILIZATION, "not recorded in this run", null),
         "cost": cost(seconds, config, facts, null),
@@ -90,20 +92,6 @@ def summarise(run: Run) -> dict[str, Any]:
 
 
 UTILIZATION = ("gpu_percent", "mfu", "hfu", "useful_fraction", "joules_per_sample", "p99_h2d_seconds")
-COMM = (
-    "calls_per_step",
-    "payload_bytes_per_step",
-    "wire_bytes_per_step",
-    "busy_seconds",
-    "overlapped_seconds",
-    "exposed_seconds",
-    "exposed_by_phase",
-    "transfer_seconds",
-    "waiting_seconds",
-    "queued_seconds",
-    "bus_bandwidth",
-    "straggler",
-)
 
 
 def _model(facts: Mapping[str, Any], null: Null) -> dict[str, Any]:
@@ -117,19 +105,4 @@ def _model(facts: Mapping[str, Any], null: Null) -> dict[str, Any]:
         "parameters": model["parameters"] if model else None,
         "flops_per_sample": None,
         "flops_by_branch": None,
-    }
-
-
-def _comm(world_size: int, null: Null) -> dict[str, Any]:
-    if world_size > 1:
-        return nulls("comm", COMM, "communication was not recorded", null)
-    zeros = dict.fromkeys(COMM, 0.0)
-    null("comm.bus_bandwidth", "one rank sends nothing")
-    null("comm.straggler", "one rank has no other to be late for")
-    return {
-        **zeros,
-        "payload_bytes_per_step": {},
-        "exposed_by_phase": {"forward": 0.0, "backward": 0.0, "optimizer": 0.0},
-        "bus_bandwidth": None,
-        "straggler": None,
     }

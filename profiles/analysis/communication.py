@@ -1,0 +1,158 @@
+"""A run's communication as analysis sees it, and the `comm` part of the summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .clocks import offsets_ns
+from .collectives import Exposed, Plan, RankComm, Split, exposed, split, unlike_steps
+from .load import Run
+from .reasons import Null, nulls
+from .straggler import Straggler, find_straggler
+from .wire import wire_factor
+
+COMM = (
+    "calls_per_step",
+    "payload_bytes_per_step",
+    "wire_bytes_per_step",
+    "busy_seconds",
+    "overlapped_seconds",
+    "exposed_seconds",
+    "exposed_by_phase",
+    "transfer_seconds",
+    "waiting_seconds",
+    "queued_seconds",
+    "bus_bandwidth",
+    "message_bytes",
+    "straggler",
+)
+PHASES_OF_COMM = ("forward", "backward", "optimizer")
+SPLIT = ("transfer_seconds", "waiting_seconds", "queued_seconds")
+WIRE = ("busy_seconds", "overlapped_seconds", "bus_bandwidth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Communication:
+    """What is known of the collectives in the complete measured steps. `plans` are rank 0's, step by step."""
+
+    exposed: Exposed | None
+    split: Split | None
+    plans: list[Plan]
+    why_unknown: str = ""
+    why_not_split: str = ""
+
+
+def communication(run: Run) -> Communication:
+    """Read it from the records of `run`."""
+    steps, world = run.complete_steps, run.run_json["world_size"]
+    if world == 1:
+        zeros = np.zeros((1, len(steps)))
+        return Communication(exposed=Exposed(total=zeros, phases={}), split=None, plans=[])
+    if not steps:
+        return Communication(exposed=None, split=None, plans=[], why_unknown="no measured step was recorded")
+    ranks = []
+    for rank in run.ranks:
+        records = [rank.measured[step] for step in steps]
+        comm = [record.comm for record in records if record.comm and record.comm.plan in rank.comm_plans]
+        begin_ns = [record.begin_ns for record in records if record.begin_ns is not None]
+        if not len(records) == len(comm) == len(begin_ns):
+            why = f"rank {rank.rank} has no record of its collectives"
+            return Communication(exposed=None, split=None, plans=[], why_unknown=why)
+        ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
+    plans = [ranks[0].plans[step.plan] for step in ranks[0].steps]
+    found = exposed(ranks)
+    offsets, why = offsets_ns(run)
+    if run.run_json["config"]["device"] != "cpu":
+        why = "NCCL's collectives run on a stream of their own, where begin and end are not seen without a profiler"
+    elif different := unlike_steps(ranks):
+        why = f"in {different} of {len(steps)} steps the ranks ran different collectives"
+    if offsets is None or why:
+        return Communication(exposed=found, split=None, plans=plans, why_not_split=why)
+    return Communication(exposed=found, split=split(ranks, offsets), plans=plans)
+
+
+def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
+    """The `comm` part: calls and bytes per step, what of them was exposed, why, and who was late."""
+    world = run.run_json["world_size"]
+    if world == 1:
+        return _alone(null)
+    if known.exposed is None:
+        return nulls("comm", COMM, known.why_unknown, null)
+    found = {**dict.fromkeys(COMM), **_traffic(known.plans, world, run.run_json["config"]["device"], null)}
+    found["exposed_seconds"] = float(known.exposed.total.mean())
+    found["exposed_by_phase"] = {name: _of_phase(known.exposed, name) for name in PHASES_OF_COMM}
+    found |= _parts(known, found["wire_bytes_per_step"], null)
+    found["straggler"] = _straggler(run, known, null)
+    return found
+
+
+def _alone(null: Null) -> dict[str, Any]:
+    null("comm.bus_bandwidth", "one rank sends nothing")
+    null("comm.straggler", "one rank has no other to be late for")
+    return {
+        **dict.fromkeys(COMM, 0.0),
+        "payload_bytes_per_step": {},
+        "exposed_by_phase": dict.fromkeys(PHASES_OF_COMM, 0.0),
+        "message_bytes": [],
+        "bus_bandwidth": None,
+        "straggler": None,
+    }
+
+
+def _of_phase(exposed: Exposed, name: str) -> float:
+    return float(exposed.phases[name].mean()) if name in exposed.phases else 0.0
+
+
+def _traffic(plans: list[Plan], world: int, device: str, null: Null) -> dict[str, Any]:
+    """Calls, payload by kind and wire bytes per step; messages by size, each row up to a power of two."""
+    payload: Counter[str] = Counter()
+    sizes: Counter[int] = Counter()
+    for plan in plans:
+        for collective in plan:
+            payload[collective.kind] += collective.payload_bytes
+            sizes[1 << max(0, collective.payload_bytes - 1).bit_length()] += 1
+    factors = {kind: wire_factor(kind, world, device) for kind in payload}
+    unknown = sorted(kind for kind, factor in factors.items() if factor is None and payload[kind])
+    if unknown:
+        null("comm.wire_bytes_per_step", f"how the backend sends {', '.join(unknown)} is not known")
+    count = len(plans)
+    wire = sum(total * (factors[kind] or 0.0) for kind, total in payload.items())
+    return {
+        "calls_per_step": sum(len(plan) for plan in plans) / count,
+        "payload_bytes_per_step": {kind: total / count for kind, total in sorted(payload.items())},
+        "wire_bytes_per_step": None if unknown else wire / count,
+        "message_bytes": [{"up_to_bytes": size, "calls_per_step": sizes[size] / count} for size in sorted(sizes)],
+    }
+
+
+def _parts(known: Communication, wire_bytes: float | None, null: Null) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys((*SPLIT, *WIRE))
+    if known.split is None:
+        return {**found, **nulls("comm", (*SPLIT, *WIRE), known.why_not_split, null)}
+    for name in SPLIT:
+        found[name] = float(getattr(known.split, name.removesuffix("_seconds")).mean())
+    if known.split.ends_unseen:
+        why = f"the end of {known.split.ends_unseen} collectives, which nobody waited for, was not seen"
+        return {**found, **nulls("comm", WIRE, why, null)}
+    busy = float(known.split.busy.mean())
+    found |= {"busy_seconds": busy, "overlapped_seconds": float(known.split.overlapped.mean())}
+    if wire_bytes is None or not busy:
+        null("comm.bus_bandwidth", "the bytes on the wire are not known" if busy else "nothing was sent")
+    else:
+        found["bus_bandwidth"] = wire_bytes / busy
+    return found
+
+
+def _straggler(run: Run, known: Communication, null: Null) -> Mapping[str, Any] | None:
+    assert known.exposed is not None
+    last = known.split.last if known.split else None
+    found = find_straggler(run, known.exposed, last)
+    if isinstance(found, Straggler):
+        return {"rank": found.rank, "share": found.share, "cause": found.cause, "excess_seconds": found.excess_seconds}
+    null("comm.straggler", found)
+    return None

@@ -1,0 +1,76 @@
+"""Which rank the others wait for, and from which phase on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..records import PHASES
+from .collectives import Exposed
+from .load import Run
+from .statistics import block_bootstrap_mean
+
+LEAST_SHARE_OF_STEP = 0.05
+"""Of the step's mean: a smaller excess, however sure, is nobody's concern."""
+UNATTRIBUTED = "unattributed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Straggler:
+    """`share` of the steps had `rank` last; its own time exceeds the others' mean by `excess_seconds` a step, most of
+    which lies in phase `cause`."""
+
+    rank: int
+    share: float
+    cause: str
+    excess_seconds: float
+
+
+def find_straggler(run: Run, exposed: Exposed, last: np.ndarray | None) -> Straggler | str:
+    """The rank with the largest own time (step - blocked) if it is later than chance has it; else why there is none.
+
+    Its excess over the other ranks' mean must be above 5 % of the step, by the lower end of its interval, and it must
+    be the last one in more steps than ranks that are alike would be, by the lower end of Wilson's interval (1927).
+    """
+    steps = run.matrix(lambda step: step.seconds)
+    own = steps - exposed.total
+    if own.shape[1] < 3:
+        return f"{own.shape[1]} measured steps are too few to tell"
+    rank = int(own.mean(axis=1).argmax())
+    excess = _excess(own, rank)
+    interval = block_bootstrap_mean(excess.tolist())
+    mean, least = float(excess.mean()), LEAST_SHARE_OF_STEP * float(steps.mean())
+    if interval is None or interval[0] <= least:
+        return f"no rank is late: rank {rank} has the most own time, {mean * 1e3:.2f} ms a step above the others' mean"
+    if last is None:
+        return "the order in which ranks came to their collectives is not known"
+    share = float((last == rank).mean())
+    if _wilson_low(share, len(last)) <= 1 / len(own):
+        return f"no rank is late: rank {rank} has the most own time, but came last in only {share:.0%} of the steps"
+    by_phase = {name: _excess(values, rank).mean() for name, values in own_phases(run, exposed).items()}
+    return Straggler(rank=rank, share=share, cause=max(by_phase, key=lambda name: by_phase[name]), excess_seconds=mean)
+
+
+def own_phases(run: Run, exposed: Exposed | None) -> dict[str, np.ndarray]:
+    """Seconds by (rank, step) of each phase without what it was blocked on communication, if that is known; the rest is
+    unattributed."""
+    blocked = exposed or Exposed(total=np.zeros(()), phases={})
+    steps = run.matrix(lambda step: step.seconds)
+    found = {}
+    for name in PHASES:
+        raw = run.matrix(lambda step, name=name: step.phases.get(name, 0.0))
+        found[name] = raw - blocked.phases.get(name, 0.0)
+    found[UNATTRIBUTED] = steps - blocked.total - sum(found.values())
+    return found
+
+
+def _excess(values: np.ndarray, rank: int) -> np.ndarray:
+    return values[rank] - np.delete(values, rank, axis=0).mean(axis=0)
+
+
+def _wilson_low(share: float, count: int, z: float = 1.96) -> float:
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - spread) / (1 + z * z / count)
