@@ -122,7 +122,7 @@ class CommRecorder:
         new = None
         if number is None:
             number = self._plans[plan] = len(self._plans)
-            new = CommPlanRecord(plan=number, collectives=self._described(plan))
+            new = self.plan(number)
         ends: list[int | None] = []
         waits: list[tuple[int, int, int]] = []
         for index, each in enumerate(step.collectives):
@@ -143,12 +143,14 @@ class CommRecorder:
             waits=[number for wait in waits for number in wait],
         )
 
-    def _described(self, plan: tuple[int, ...]) -> list[CollectiveShape]:
-        keys = list(self._shapes)
-        return [
+    def plan(self, number: int) -> CommPlanRecord:
+        """The list of collectives under `number`."""
+        keys, plan = list(self._shapes), list(self._plans)[number]
+        collectives = [
             CollectiveShape(kind=kind, payload_bytes=payload, phase=phase, group=group)
-            for kind, payload, phase, group in (keys[number] for number in plan)
+            for kind, payload, phase, group in (keys[shape] for shape in plan)
         ]
+        return CommPlanRecord(plan=number, collectives=collectives)
 
     def _waits_at_end(
         self, step: StepComm, ends: list[int | None], task: int, begin: int, end: int

@@ -20,7 +20,7 @@ from scalelab.profiles.capture.memory import model_state, storage_bytes
 from torch.distributed.fsdp import FSDPModule
 
 from tests.support.micro_model import WIDTHS
-from tests.support.ranks import run_ranks
+from tests.support.ranks import recorder, run_ranks
 from tests.support.training import MICRO_BATCH, micro, micro_batches, sharded, supported
 from tests.support.witness import ON_GLOO, Witness
 
@@ -53,10 +53,13 @@ def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
     witness = Witness()
     sent: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter(), "optimizer": Counter()}
     found: dict[str, Any] = {}
+    recorder.open()
     for micro_step in range(run.setting.accumulation):
         last = micro_step == run.setting.accumulation - 1
+        recorder.enter("forward")
         loss = run.forward(next(batches), last)
         sent["forward"] += Counter(witness.payload_bytes())
+        recorder.enter("backward")
         run.backward(loss, last)
         sent["backward"] += Counter(witness.payload_bytes())
         if last:
@@ -68,9 +71,20 @@ def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
             found["dtypes"] = {
                 kind: {str(t.dtype) for t in held[kind] if t.is_floating_point() and t.dim()} for kind in held
             }
+        recorder.enter("optimizer")
         run.step(last)
         sent["optimizer"] += Counter(witness.payload_bytes())
-    return {**found, "sent": {phase: dict(row) for phase, row in sent.items()}}
+    return {**found, "sent": {phase: dict(row) for phase, row in sent.items()}, "recorded": recorded()}
+
+
+def recorded() -> dict[str, dict[str, int]]:
+    """Payload by phase and kind of the step that the recorder has open, as its record says."""
+    _, record = recorder.record(recorder.close(), 0, 0)
+    found: dict[str, Counter[str]] = {}
+    for collective in recorder.plan(record.plan).collectives:
+        if collective.payload_bytes:
+            found.setdefault(str(collective.phase), Counter())[collective.kind] += collective.payload_bytes
+    return {phase: dict(row) for phase, row in found.items()}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -94,7 +108,10 @@ def test_state_and_payload_equal_the_law(name: str, engine: str, world_size: int
             law = strategy.law(shape_of(*micro(width)), setting)
             expected = asdict(law.ranks[rank])
             sent: dict[str, Counter[str]] = {phase: Counter() for phase in ("forward", "backward", "optimizer")}
+            stated: dict[str, Counter[str]] = {}
             for collective in law.collectives:
+                row = stated.setdefault(collective.phase, Counter())
+                row[collective.kind] += collective.payload_bytes_per_step
                 kind = ON_GLOO.get(collective.kind, collective.kind)
                 sent[collective.phase][kind] += collective.payload_bytes_per_step
             where = f"rank {rank}, width {width}, {setting}"
@@ -102,6 +119,8 @@ def test_state_and_payload_equal_the_law(name: str, engine: str, world_size: int
                 failures.append(f"state {result['state']}, law {expected}: {where}")
             if world_size > 1 and result["sent"] != {phase: dict(row) for phase, row in sent.items()}:
                 failures.append(f"sent {result['sent']}, law {sent}: {where}")
+            if world_size > 1 and result["recorded"] != {phase: dict(row) for phase, row in stated.items()}:
+                failures.append(f"recorded {result['recorded']}, law {stated}: {where}")
             precision = PRECISIONS[setting.precision]
             for kind, dtype in (("parameters", precision.param), ("gradients", precision.grad), ("optimizer", "fp32")):
                 if result["dtypes"][kind] != {str(TORCH_DTYPES[dtype])}:

@@ -174,7 +174,7 @@ def test_probe_off_gives_the_rate_alone(tmp_path: Path) -> None:
 def test_phases_longer_than_their_step_are_refused(tmp_path: Path) -> None:
     """A ledger that overlaps is a bug, not a result."""
     folder = folder_with(tmp_path, run_json(1), [step(0, 1.0, phases={"forward": 1.5})])
-    with pytest.raises(AssertionError, match="longer than their step"):
+    with pytest.raises(AssertionError, match="unattributed is negative"):
         summarise(load_run(folder))
 
 

@@ -11,10 +11,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from scalelab.launch.ranks import LISTENER_VARIABLE, Rank, join_ranks, listen_on_free_port
+from scalelab.profiles.capture.comm import CommRecorder
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.support.preloaded"])
 TIMEOUT_SECONDS = 120
+recorder = CommRecorder()
+"""What a rank's collectives go through, as in a run. It keeps those between its `open` and its `close`."""
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -68,7 +71,7 @@ def _main(
     # PyTorch's flight recorder keeps this many collectives, all of which each look of tests/support/witness.py lists.
     os.environ["TORCH_FR_BUFFER_SIZE"] = "400"
     try:
-        join_ranks(rank, "cpu")
+        join_ranks(rank, "cpu", recorder)
         result = function(rank, *args)
         distributed.destroy_process_group()
         end.send((True, result))

@@ -22,7 +22,7 @@ from scalelab.profiles.capture.timeline import HostTimeline
 from scalelab.profiles.records import Record, StepRecord
 from torch import nn
 
-from tests.support import micro_model
+from tests.support import micro_model, ranks
 
 STEPS = 10
 MICRO_BATCH = 3
@@ -77,7 +77,7 @@ def sharded(name: str, setting: Setting, width: int, kind: str = "plain") -> Sha
 def records_of(run: Sharded, batches: Sequence[Any]) -> list[StepRecord]:
     """Train `run` on `batches` in our own loop."""
     records: list[Record] = []
-    probe = Probe(records.append, HostTimeline(), record_grad_norm=True)
+    probe = Probe(records.append, HostTimeline(), record_grad_norm=True, comm=ranks.recorder)
     count = len(batches) // run.setting.accumulation
     steps = [Step(index=i, role="measured", lr=run.setting.lr, samples=MICRO_BATCH) for i in range(count)]
     train(run, iter(batches), steps, probe, lambda batch: batch)
