@@ -1,0 +1,143 @@
+"""What measuring costs: our loop with the probe on, through the recording group, against the same loop with it off, on
+a group of gloo's own, in ABBA blocks in the same processes.
+
+Two model sizes give steps of about 10 and 100 ms; the number of buckets is varied, so that the cost of a further
+collective can be told from the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scalelab.launch.loop import train
+from scalelab.launch.ranks import Rank
+from scalelab.launch.schedule import Step
+from scalelab.launch.setting import Setting
+from scalelab.launch.strategies._native import NativeSharded
+from scalelab.profiles.capture.finite import FiniteWatch, parts_of
+from scalelab.profiles.capture.probe import Probe
+from scalelab.profiles.capture.timeline import HostTimeline
+from scalelab.profiles.capture.window import WindowProbe
+from scalelab.profiles.runfolder import appending
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.bench.loop import interval
+from tests.support import ranks
+
+WORLD_SIZE = 2
+WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of `layers` whose step takes about `seconds`, its gradients in about `buckets` messages."""
+
+    name: str
+    layers: int
+    rows: int
+    buckets: int
+    steps: int
+    rounds: int
+    bound: float
+
+
+CASES = (
+    Case("10 ms, 1 collective", 8, 1100, 1, 20, 60, 0.01),
+    Case("10 ms, 8 collectives", 8, 1100, 8, 20, 60, 0.01),
+    Case("10 ms, 64 collectives", 64, 60, 64, 20, 60, 0.10),
+    Case("100 ms, 8 collectives", 8, 12000, 8, 4, 40, 0.003),
+)
+
+
+def model_of(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(case.layers):
+        layers += [nn.Linear(WIDTH, WIDTH), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
+class Loss(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.body(batch).square().mean()
+
+
+def time_blocks(rank: Rank, case: Case) -> dict[str, list[float]]:
+    """Seconds of each block on this rank, by loop."""
+    setting = Setting(world_size=WORLD_SIZE, device="cpu", bucket_mb=25.0, overlap=True)
+    batch = torch.randn(case.rows, WIDTH, generator=torch.Generator().manual_seed(rank.rank))
+    plain_group: Any = distributed.new_group(backend="gloo")
+    bucket_mb = case.layers * WIDTH * (WIDTH + 1) * 4 / 2**20 / case.buckets
+
+    def feed() -> Iterator[torch.Tensor]:
+        while True:
+            yield batch
+
+    def loop(probed: bool) -> Callable[[], None]:
+        model = Loss(model_of(case))
+        finite = FiniteWatch(parts_of(model, list(model.body.children()))) if probed else None
+        wrapped = DistributedDataParallel(
+            model,
+            bucket_cap_mb=bucket_mb,
+            gradient_as_bucket_view=True,
+            process_group=None if probed else plain_group,
+        )
+        run = NativeSharded(model, setting, call=wrapped, replicas=WORLD_SIZE)
+        schedule = [Step(index=i, role="measured", lr=1e-4, samples=1) for i in range(case.steps)]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write = stack.enter_context(appending(folder / "r000.jsonl"))
+        timeline = HostTimeline()
+        probe = Probe(write, timeline, finite=finite, comm=ranks.recorder) if probed else WindowProbe(write, timeline)
+
+        def block() -> None:
+            train(run, feed(), schedule, probe, lambda batch: batch)
+            if probed:
+                probe.close()
+
+        return block
+
+    stack = contextlib.ExitStack()
+    blocks = {"off": loop(False), "on": loop(True)}
+    for block in [*blocks.values(), *blocks.values()]:
+        block()
+    found: dict[str, list[float]] = {name: [] for name in blocks}
+    for _ in range(case.rounds):
+        for name in ("off", "on", "on", "off"):
+            distributed.barrier(plain_group)
+            begin = time.perf_counter()
+            blocks[name]()
+            distributed.barrier(plain_group)
+            found[name].append(time.perf_counter() - begin)
+    stack.close()
+    return found
+
+
+def main() -> None:
+    for case in CASES:
+        seconds = ranks.run_ranks(time_blocks, WORLD_SIZE, case)[0]
+        off, on = (np.asarray(seconds[name]).reshape(-1, 2).sum(axis=1) / 2 / case.steps for name in ("off", "on"))
+        low, high = interval(on / off - 1)
+        cost = float(np.median(on / off - 1))
+        verdict = "reached" if high <= case.bound else "MISSED"
+        print(
+            f"{case.name}: step {np.median(off) * 1e3:.2f} ms, measuring costs {cost:+.2%} [{low:+.2%}, {high:+.2%}] = "
+            f"{np.median(on - off) * 1e6:.0f} us over {case.rounds} ABBA rounds of {case.steps} steps; bound "
+            f"{case.bound:.1%}: {verdict}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What a rank keeps of its collectives, under a clock that the test owns; and the group that they go through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scalelab.launch.ranks import Rank
+from scalelab.profiles.capture.comm import CommRecorder
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.support import ranks
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def opened(at: int = 0) -> tuple[CommRecorder, Clock]:
+    clock = Clock()
+    clock.now = at
+    recorder = CommRecorder(clock)
+    recorder.open()
+    recorder.enter("forward")
+    return recorder, clock
+
+
+def test_times_count_from_the_begin_of_the_step() -> None:
+    recorder, clock = opened(1000)
+    clock.now = 1010
+    one = recorder.begin("all_reduce", 8, "0")
+    one.waits.append((1020, 1050))
+    one.ended = 1045
+    _, record = recorder.record(recorder.close(), 1000, 1000)
+    assert (record.handed_in_ns, record.ended_ns, record.waits) == ([10], [45], [0, 20, 50])
+
+
+def test_who_waited_saw_the_end() -> None:
+    """The callback of an end may come late or, where the backend offers none, never."""
+    recorder, _ = opened()
+    ends: tuple[int | None, ...] = (None, 70)
+    for ended in ends:
+        one = recorder.begin("all_reduce", 8, "0")
+        one.waits += [(20, 50), (80, 81)]
+        one.ended = ended
+    _, record = recorder.record(recorder.close(), 0, 0)
+    assert record.ended_ns == [50, 50]
+
+
+def test_a_plan_is_told_once() -> None:
+    """Steps with the same collectives refer to one list; another order, size or phase is another one."""
+    recorder, _ = opened()
+    numbers, told = [], []
+    for kinds in (("a", "b"), ("a", "b"), ("b", "a"), ("a", "b"), ()):
+        recorder.open()
+        for kind in kinds:
+            recorder.begin(kind, 8, "0")
+        plan, record = recorder.record(recorder.close(), 0, 0)
+        numbers.append(record.plan)
+        told += [[each.kind for each in plan.collectives]] if plan else []
+    assert numbers == [0, 0, 1, 0, 2]
+    assert told == [["a", "b"], ["b", "a"], []]
+
+
+def test_a_step_is_complete_when_every_end_was_seen() -> None:
+    recorder, _ = opened()
+    one, two = recorder.begin("a", 8, "0"), recorder.begin("b", 8, "0")
+    step = recorder.close()
+    assert not step.complete()
+    one.ended = 5
+    two.waits.append((1, 2))
+    assert step.complete()
+
+
+def test_waits_at_the_end_of_backward_fall_to_the_collectives_in_turn() -> None:
+    """From 100 to 200 the engine's callback of DDP waited: for the first bucket until 120, then for the second."""
+    recorder, _ = opened()
+    for ended in (120, 190, 50):
+        one = recorder.begin("all_reduce", 8, "0")
+        one.ended, one.future_taken, one.graph_task = ended, True, 7
+    other = recorder.begin("all_reduce", 8, "0")
+    other.ended = 199
+    step = recorder.close()
+    step.barriers.append((7, 100, 200))
+    _, record = recorder.record(step, 0, 0)
+    assert record.waits == [0, 100, 120, 1, 120, 190]
+
+
+# What ranks do with the real group.
+
+
+def through_both(rank: Rank) -> dict[str, list[Any]]:
+    """The results of collectives on the recording group, open and not, and on gloo's own."""
+    plain = distributed.new_group(backend="gloo")
+    found: dict[str, list[Any]] = {}
+    for name in ("plain", "closed", "open"):
+        if name == "open":
+            ranks.recorder.open()
+        found[name] = [result.tolist() for result in collectives(rank, plain if name == "plain" else None)]
+    ranks.recorder.close()
+    return found
+
+
+def collectives(rank: Rank, group: Any) -> list[torch.Tensor]:
+    world = rank.world_size
+    whole = torch.randn(world * 5, 3, generator=torch.Generator().manual_seed(rank.rank))
+    results = [whole.clone(), whole.clone(), torch.zeros(5, 3), torch.zeros(5, 3), torch.zeros(world * world * 5, 3)]
+    distributed.all_reduce(results[0], group=group)
+    distributed.broadcast(results[1], 1, group=group)
+    distributed.reduce_scatter_tensor(results[2], whole, group=group)
+    work = distributed.reduce_scatter_tensor(results[3], whole, op=distributed.ReduceOp.MAX, group=group, async_op=True)
+    assert work is not None
+    work.wait()
+    work.wait()
+    distributed.all_gather_into_tensor(results[4], whole, group=group)
+    results += [torch.zeros_like(whole) for _ in range(world)]
+    distributed.all_gather(results[5:], whole, group=group)
+    results.append(torch.zeros_like(whole))
+    distributed.all_to_all_single(results[-1], whole, group=group)
+    objects: list[Any] = [None] * world
+    distributed.all_gather_object(objects, rank.rank, group=group)
+    assert objects == list(range(world))
+    distributed.barrier(group=group)
+    return results
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_the_recording_group_changes_no_bit(world_size: int) -> None:
+    """Every collective gives what gloo's own group gives, whether a step is open or not."""
+    for found in ranks.run_ranks(through_both, world_size):
+        for name in ("closed", "open"):
+            assert found[name] == found["plain"]
+
+
+def without_a_peer(rank: Rank) -> list[bool]:
+    """Rank 0 alone runs collectives on a free wire."""
+    if rank.rank != 0:
+        return []
+    ranks.recorder.free = True
+    try:
+        return [bool(result.isfinite().all()) for result in collectives_alone(rank)]
+    finally:
+        ranks.recorder.free = False
+
+
+def collectives_alone(rank: Rank) -> list[torch.Tensor]:
+    whole = torch.randn(rank.world_size * 5, 3)
+    nan = torch.full((5, 3), torch.nan)
+    results = [whole.clone(), nan.clone(), torch.full((rank.world_size**2 * 5, 3), torch.nan)]
+    distributed.all_reduce(results[0])
+    distributed.reduce_scatter_tensor(results[1], whole)
+    distributed.all_gather_into_tensor(results[2], whole)
+    results += [torch.full_like(whole, torch.nan) for _ in range(rank.world_size)]
+    distributed.all_gather(results[3:], whole)
+    results.append(torch.full_like(whole, torch.nan))
+    distributed.all_to_all_single(results[-1], whole)
+    distributed.barrier()
+    return results
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_a_free_wire_needs_no_peer_and_leaves_numbers() -> None:
+    """Collectives end at once, with finite contents in every place that they would write."""
+    finite, _ = ranks.run_ranks(without_a_peer, 2)
+    assert finite == [True] * 6
+
+
+def groups_of_libraries(rank: Rank) -> list[str]:
+    """Which groups a collective was seen in."""
+    mesh = init_device_mesh("cpu", (rank.world_size,))
+    own = distributed.new_group(list(range(rank.world_size)))
+    model = DistributedDataParallel(torch.nn.Linear(3, 3), process_group=own)
+    ranks.recorder.open()
+    for group in (None, mesh.get_group(), own):
+        distributed.all_reduce(torch.ones(1), group=group)
+    model(torch.ones(1, 3)).sum().backward()
+    _, record = ranks.recorder.record(ranks.recorder.close(), 0, 0)
+    return [each.group for each in ranks.recorder.plan(record.plan).collectives]
+
+
+def test_groups_that_libraries_make_are_seen() -> None:
+    """A mesh's, `new_group`'s, and what DDP's reducer in C++ sends through one."""
+    for seen in ranks.run_ranks(groups_of_libraries, 2):
+        default, mesh, own, *of_ddp = seen
+        assert default == mesh != own
+        assert of_ddp
+        assert set(of_ddp) == {own}
