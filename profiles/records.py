@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 SCHEMA = 1
 PHASES = ("data", "h2d", "forward", "backward", "optimizer")
 Role = Literal["warmup", "measured"]
-EventKind = Literal["checkpoint", "evaluation"]
+EventKind = Literal["checkpoint", "evaluation", "flush"]
 
 
 class _Record(BaseModel):
@@ -68,11 +68,13 @@ class CommPlanRecord(_Record):
 class CommRecord(_Record):
     """Times of the collectives of `plan` in one step, in nanoseconds from the step's begin.
 
-    `handed_in_ns` and `ended_ns` are the host's, an end null where it could not be seen. `waits` are triples, one after
-    the other: which collective the rank waited for, from when, until when, on its timeline.
+    `handed_in_ns` and `ended_ns` are the host's. An end is null where it could not be seen; in an `exact` step it is
+    when it was, in others the latest that it can have been. `waits` are triples, one after the other: which collective
+    the rank waited for, from when, until when, on its timeline.
     """
 
     plan: int
+    exact: bool = False
     handed_in_ns: list[int]
     ended_ns: list[int | None]
     waits: list[int]

@@ -43,8 +43,8 @@ class Exposed:
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """Seconds by (rank, step): the three parts of what is exposed, and how long the wire was busy, of which overlapped
-    with computing. `last` is each step's rank that kept the others waiting most, -1 where none did. `ends_unseen`
-    collectives are not in `busy`."""
+    with computing: true in the `exact` steps, whose ends were all seen when they occurred. `last` is each step's rank
+    that kept the others waiting most, -1 where none did."""
 
     waiting: np.ndarray
     transfer: np.ndarray
@@ -52,7 +52,7 @@ class Split:
     busy: np.ndarray
     overlapped: np.ndarray
     last: np.ndarray
-    ends_unseen: int
+    exact: np.ndarray
 
 
 def exposed(ranks: Sequence[RankComm]) -> Exposed:
@@ -87,15 +87,14 @@ def split(ranks: Sequence[RankComm], clock_offsets_ns: Sequence[int]) -> Split:
     shape = signatures.shape
     found = {name: np.zeros(shape) for name in ("waiting", "transfer", "queued", "busy", "overlapped")}
     last = np.full(shape[1], -1)
-    unseen = 0
+    exact = np.zeros(shape[1], dtype=bool)
     for signature in np.unique(signatures[0]):
         columns = np.flatnonzero(signatures[0] == signature)
         part = _alike(ranks, columns, plans[signature], clock_offsets_ns)
-        unseen += part.ends_unseen
-        last[columns] = part.last
+        last[columns], exact[columns] = part.last, part.exact
         for name, values in found.items():
             values[:, columns] = getattr(part, name)
-    return Split(**found, last=last, ends_unseen=unseen)
+    return Split(**found, last=last, exact=exact)
 
 
 def _signatures(ranks: Sequence[RankComm]) -> tuple[np.ndarray, list[Plan]]:
@@ -168,7 +167,7 @@ def _alike(ranks: Sequence[RankComm], columns: np.ndarray, plan: Plan, offsets: 
         **seconds,
         queued=np.maximum(queued, 0.0),
         last=_last(starts),
-        ends_unseen=int((~seen).sum()),
+        exact=seen.all(axis=(0, 2)) & [all(rank.steps[column].exact for rank in ranks) for column in columns],
     )
 
 

@@ -136,11 +136,11 @@ def _parts(known: Communication, wire_bytes: float | None, null: Null) -> dict[s
         return {**found, **nulls("comm", (*SPLIT, *WIRE), known.why_not_split, null)}
     for name in SPLIT:
         found[name] = float(getattr(known.split, name.removesuffix("_seconds")).mean())
-    if known.split.ends_unseen:
-        why = f"the end of {known.split.ends_unseen} collectives, which nobody waited for, was not seen"
-        return {**found, **nulls("comm", WIRE, why, null)}
-    busy = float(known.split.busy.mean())
-    found |= {"busy_seconds": busy, "overlapped_seconds": float(known.split.overlapped.mean())}
+    exact = known.split.exact
+    if not exact.any():
+        return {**found, **nulls("comm", WIRE, "no measured step had the ends of all its collectives stamped", null)}
+    busy = float(known.split.busy[:, exact].mean())
+    found |= {"busy_seconds": busy, "overlapped_seconds": float(known.split.overlapped[:, exact].mean())}
     if wire_bytes is None or not busy:
         null("comm.bus_bandwidth", "the bytes on the wire are not known" if busy else "nothing was sent")
     else:

@@ -1,7 +1,8 @@
 """What a rank's collectives did in each step: kept while the step runs, made into a record when it is over.
 
-The recording group (`group.py`) calls in here. Nothing waits and nothing is computed between collectives: each one
-costs two stamps, an entry in a list and a callback at its end.
+The recording group (`group.py`) calls in here, on the thread that trains: a few stamps for each collective. On the
+backend's own threads a callback in Python was measured to cost 160 us a collective on busy cores, so ends are stamped
+there in few steps only. In the others an end is seen by who waits for it, or where the thread next comes by.
 """
 
 from __future__ import annotations
@@ -22,31 +23,46 @@ PATIENCE_STEPS = 3
 
 class Collective:
     """One collective of this rank. `shape` is its number with the recorder; stamps are nanoseconds of the host's clock,
-    `waits` marks of the timeline."""
+    `waits` marks of the timeline. `work` is the backend's, until its end was seen."""
 
-    __slots__ = ("ended", "future_taken", "graph_task", "handed_in", "shape", "waits")
+    __slots__ = ("ended", "graph_task", "handed_in", "shape", "waits", "work")
 
     def __init__(self, shape: int, handed_in: int) -> None:
         self.shape = shape
         self.handed_in = handed_in
+        self.work: Any = None
         self.ended: int | None = None
         self.waits: list[tuple[Any, Any]] = []
-        self.future_taken = False
         self.graph_task = -1
 
 
 class StepComm:
-    """The collectives of one step, and the waits for several at once at the end of a backward pass."""
+    """The collectives of one step. In an `exact` one their ends are stamped when they occur."""
 
-    __slots__ = ("barriers", "collectives")
+    __slots__ = ("collectives", "exact")
 
-    def __init__(self) -> None:
+    def __init__(self, exact: bool) -> None:
         self.collectives: list[Collective] = []
-        self.barriers: list[tuple[int, Any, Any]] = []
+        self.exact = exact
 
-    def complete(self) -> bool:
-        """Whether every collective has ended, as far as that can be seen."""
-        return all(each.ended is not None or each.waits for each in self.collectives)
+    def complete(self, now: int) -> bool:
+        """Whether every collective has ended, as far as that can be seen; those that have are noted as of `now`."""
+        _see_ends(self.collectives, now)
+        return all(each.work is None for each in self.collectives)
+
+
+def _see_ends(collectives: list[Collective], now: int) -> list[Collective]:
+    """Those of `collectives` that go on; an end that was not seen yet is seen `now`."""
+    going_on = []
+    for each in collectives:
+        if each.work is None:
+            continue
+        if each.work.is_completed():
+            each.work = None
+            each.ended = now if each.ended is None else each.ended
+        else:
+            going_on.append(each)
+    return going_on
 
 
 class CommRecorder:
@@ -61,6 +77,7 @@ class CommRecorder:
         self.sees_ends = True
         self.free = False
         self._step: StepComm | None = None
+        self._going_on: list[Collective] = []
         self._phase: str | None = None
         self._graph_task = -1
         self._shapes: dict[tuple[str, int, str | None, str], int] = {}
@@ -70,19 +87,22 @@ class CommRecorder:
     def recording(self) -> bool:
         return self._step is not None
 
-    def open(self) -> None:
-        """A step begins."""
-        self._step = StepComm()
+    def open(self, *, exact: bool = False) -> None:
+        """A step begins; in an `exact` one every end is stamped when it occurs."""
+        self._step = StepComm(exact and self.sees_ends)
         self._graph_task = -1
 
     def enter(self, phase: str | None) -> None:
         """A phase of the step begins, or one ends (None)."""
         self._phase = phase
+        if self._going_on and self.sees_ends:
+            self._going_on = _see_ends(self._going_on, self.clock())
 
     def close(self) -> StepComm:
         """The step is over; what it had."""
         step, self._step = self._step, None
         assert step is not None
+        self._going_on = []
         return step
 
     def begin(self, kind: str, payload_bytes: int, group: str) -> Collective:
@@ -90,22 +110,52 @@ class CommRecorder:
         step = self._step
         assert step is not None
         key = (kind, payload_bytes, self._phase, group)
-        shape = self._shapes.setdefault(key, len(self._shapes))
-        collective = Collective(shape, self.clock())
+        collective = Collective(self._shapes.setdefault(key, len(self._shapes)), now := self.clock())
         step.collectives.append(collective)
-        # In backward a C++ wrapper may wait for all of its collectives at the end, out of sight: from the first
-        # callback of the engine on. Ours, asked for now, comes before the one that it will ask for.
-        task = torch._C._current_graph_task_id()
-        collective.graph_task = task
-        if task not in (-1, self._graph_task):
-            self._graph_task = task
-            Variable._execution_engine.queue_callback(lambda: self._backward_over(step, task))
+        if self._going_on and self.sees_ends:
+            self._going_on = _see_ends(self._going_on, now)
         return collective
 
+    def handed_in(self, collective: Collective, work: Any) -> None:
+        """The backend has taken the collective, and works on it under `work`."""
+        collective.work = work
+        self._going_on.append(collective)
+        step = self._step
+        if step is not None and step.exact:
+            self._stamp_end(collective, work)
+
+    def waited(self, collective: Collective, begin: Any) -> None:
+        """The timeline has waited for `collective` since mark `begin`."""
+        collective.waits.append((begin, self.timeline.mark()))
+        collective.work = None
+
+    def future_taken(self, collective: Collective) -> None:
+        """Whoever takes a collective's future in backward, as DDP's reducer in C++, waits for it out of sight when the
+        backward pass is over: in a callback of the engine. Ours, asked for before theirs, waits there in its place."""
+        task = torch._C._current_graph_task_id()
+        collective.graph_task = task
+        step = self._step
+        if task not in (-1, self._graph_task) and step is not None:
+            self._graph_task = task
+            Variable._execution_engine.queue_callback(lambda: self._backward_over(step, task))
+
     def _backward_over(self, step: StepComm, task: int) -> None:
-        """The backward pass has computed everything. What comes until the next callback is waiting."""
-        begin = self.timeline.mark()
-        Variable._execution_engine.queue_callback(lambda: step.barriers.append((task, begin, self.timeline.mark())))
+        for each in step.collectives:
+            work = each.work
+            if work is not None and each.graph_task == task:
+                begin = self.timeline.mark()
+                work.wait()
+                self.waited(each, begin)
+
+    def _stamp_end(self, collective: Collective, work: Any) -> None:
+        def ended(future: Any) -> None:
+            collective.ended = self.clock()
+
+        try:
+            future = work.get_future()
+        except RuntimeError:  # some have none: whoever waits sees their end
+            return
+        future.add_done_callback(ended)
 
     def record(self, step: StepComm, begin: Any, begin_ns: int) -> tuple[CommPlanRecord | None, CommRecord]:
         """`step` as a record, its times counted from mark `begin` or, on the host's clock, from `begin_ns`.
@@ -133,11 +183,10 @@ class CommRecorder:
                 end = intervals[0][1] if end is None else min(end, intervals[0][1])
             ends.append(end)
             waits.extend((index, a, b) for a, b in intervals if b > a)
-        for task, a, b in step.barriers:
-            waits.extend(self._waits_at_end(step, ends, task, since(a), since(b)))
         waits.sort(key=lambda wait: wait[1])
         return new, CommRecord(
             plan=number,
+            exact=step.exact,
             handed_in_ns=[each.handed_in - begin_ns for each in step.collectives],
             ended_ns=ends,
             waits=[number for wait in waits for number in wait],
@@ -151,21 +200,3 @@ class CommRecorder:
             for kind, payload, phase, group in (keys[shape] for shape in plan)
         ]
         return CommPlanRecord(plan=number, collectives=collectives)
-
-    def _waits_at_end(
-        self, step: StepComm, ends: list[int | None], task: int, begin: int, end: int
-    ) -> list[tuple[int, int, int]]:
-        """How [begin, end], in which the collectives of a backward pass were waited for in turn, falls to them."""
-        collectives = enumerate(step.collectives)
-        waited = [index for index, each in collectives if each.future_taken and each.graph_task == task]
-        if not self.sees_ends:
-            # On CUDA the stream stands still there, and nothing tells for which of them.
-            return [(waited[-1], begin, end)] if waited and end > begin else []
-        found = []
-        for index in waited:
-            ended = ends[index]
-            stop = end if ended is None else min(ended, end)
-            if stop > begin:
-                found.append((index, begin, stop))
-                begin = stop
-        return found

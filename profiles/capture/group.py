@@ -6,17 +6,20 @@ DeepSpeed all go through it, and groups that a library makes for itself as well.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import distributed
 from torch._C import _distributed_c10d as c10d
+from torch.autograd import graph as autograd_graph
 from torch.distributed import ProcessGroup
 
 from .comm import Collective, CommRecorder
 
 PREFIX = "recorded_"
+_ENGINE = autograd_graph._engine_run_backward.__code__
 
 
 def recorded_backend(backend: str, recorder: CommRecorder) -> str:
@@ -58,7 +61,8 @@ def _group(backend: str, recorder: CommRecorder, options: Any) -> RecordingGroup
         kind, device = ProcessGroup.BackendType.GLOO, torch.device("cpu")
     made._set_sequence_number_for_group()
     inner = ProcessGroup(options.store, rank, size)
-    group = RecordingGroup(inner, recorder, rank, size, on_gloo=backend == "gloo")
+    group = RecordingGroup(inner, made, recorder, rank, size)
+    group.on_gloo = backend == "gloo"
     for each in (inner, group):
         each._set_default_backend(kind)
         each._register_backend(device, kind, made)
@@ -67,13 +71,14 @@ def _group(backend: str, recorder: CommRecorder, options: Any) -> RecordingGroup
 
 
 class RecordingGroup(ProcessGroup):
-    """`inner` with every collective recorded; all else is its own."""
+    """`inner`, a group with the one `backend`, with every collective recorded; all else is its own."""
 
-    def __init__(self, inner: ProcessGroup, recorder: CommRecorder, rank: int, size: int, *, on_gloo: bool) -> None:
+    def __init__(self, inner: ProcessGroup, backend: Any, recorder: CommRecorder, rank: int, size: int) -> None:
         super().__init__(rank, size)  # pyright: ignore[reportCallIssue] (the stub knows one constructor of two)
         self.inner = inner
+        self.backend = backend
         self.recorder = recorder
-        self.on_gloo = on_gloo
+        self.on_gloo = False
         self.label = ""
 
     def _set_group_name(self, name: Any) -> None:
@@ -92,17 +97,16 @@ class RecordedWork(c10d.Work):
         self._after = after
 
     def wait(self, timeout: Any = None) -> bool:
-        mark = self._recorder.timeline.mark
-        begin = mark()
+        begin = self._recorder.timeline.mark()
         done = self._work.wait() if timeout is None else self._work.wait(timeout)
         if self._after is not None:
             self._after, after = None, self._after
             after()
-        self._collective.waits.append((begin, mark()))
+        self._recorder.waited(self._collective, begin)
         return done
 
     def get_future(self) -> Any:
-        self._collective.future_taken = True
+        self._recorder.future_taken(self._collective)
         return self._work.get_future()
 
     def is_completed(self) -> bool:
@@ -211,6 +215,21 @@ _COLLECTIVES: dict[str, tuple[str, int | None, Callable[[RecordingGroup, Sequenc
 _AS_ALL_REDUCE = frozenset({"_reduce_scatter_base", "reduce_scatter_single"})
 
 
+def _done(result: list[torch.Tensor]) -> Any:
+    future: Any = torch.futures.Future()
+    future.set_result(result)
+    return c10d._create_work_from_future(future)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _from_the_engine() -> bool:
+    """Whether the caller's caller is autograd's engine itself: DDP's reducer in C++, as a hook has a frame of its own.
+    It takes the work's future, of which our callback at the end of backward knows without a wrapper around it."""
+    try:
+        return sys._getframe(2).f_code is _ENGINE
+    except ValueError:  # on a thread of the engine, which has no frames
+        return True
+
+
 def _recorded(method: str) -> Callable[..., Any]:
     kind, payload_at, free = _COLLECTIVES[method]
 
@@ -218,35 +237,26 @@ def _recorded(method: str) -> Callable[..., Any]:
         recorder = self.recorder
         if recorder.free:
             free(self, arguments)
-            future: Any = torch.futures.Future()
-            future.set_result(_tensors(arguments[0]) if payload_at is not None else [])
-            return c10d._create_work_from_future(future)  # pyright: ignore[reportAttributeAccessIssue]
+            return _done(_tensors(arguments[0]) if payload_at is not None else [])
         if not recorder.recording:
             return getattr(self.inner, method)(*arguments, **options)
         payload = 0 if payload_at is None else _bytes(arguments[payload_at])
         collective = recorder.begin(kind, payload, self.label)
+        if method == "allreduce" and _from_the_engine():
+            work = self.backend.allreduce(*arguments, **options)
+            recorder.handed_in(collective, work)
+            recorder.future_taken(collective)
+            return work
         after = None
         if self.on_gloo and method in _AS_ALL_REDUCE:
             work, after = _reduce_scatter_on_gloo(self, *arguments, **options)
         else:
             work = getattr(self.inner, method)(*arguments, **options)
-        if recorder.sees_ends:
-            _note_end(work, collective, recorder)
+        recorder.handed_in(collective, work)
         return RecordedWork(work, collective, recorder, after)
 
     call.__name__ = method
     return call
-
-
-def _note_end(work: Any, collective: Collective, recorder: CommRecorder) -> None:
-    def ended(future: Any) -> None:
-        collective.ended = recorder.clock()
-
-    try:
-        future = work.get_future()
-    except RuntimeError:  # some have none: whoever waits sees their end
-        return
-    future.add_done_callback(ended)
 
 
 def _reduce_scatter_on_gloo(

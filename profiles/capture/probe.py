@@ -1,38 +1,24 @@
-"""The probe: what the step loop calls around its parts, and what turns that into records of every step."""
+"""The probe: what the step loop calls around its parts. `steps.py` turns what it notes into records."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 
-from ..records import EventKind, EventRecord, Record, Role, StepRecord
-from .comm import PATIENCE_STEPS, CommRecorder, StepComm
-from .finite import FiniteWatch, first_not_finite
+from ..records import EventKind, Record, StepRecord
+from .comm import CommRecorder
+from .finite import FiniteWatch
 from .memory import model_state
+from .steps import NotedStep, ScheduledStep, StepWriter
 from .timeline import Timeline
 
-# Steps that may be waiting for the device before the probe waits for it: bounds memory, never met in practice.
-MAX_PENDING = 64
-
-
-class ScheduledStep(Protocol):
-    """What the probe needs to know of a step."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def role(self) -> Role: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def samples(self) -> int: ...
+# Of the measured steps, those whose collectives' ends are stamped when they occur, at a cost: the second, and so on.
+EXACT_EVERY = 50
+EXACT_FIRST = 1
 
 
 class Gradients(Protocol):
@@ -55,31 +41,13 @@ class ModelState(Protocol):
     def state(self) -> Mapping[str, list[torch.Tensor]]: ...
 
 
-@dataclass
-class _Pending:
-    """A step whose marks the device may not have reached."""
-
-    step: ScheduledStep
-    begin: Any
-    end: Any = None
-    phases: list[tuple[str, Any, Any]] = field(default_factory=list)
-    host_data_seconds: float = 0.0
-    scalars: list[torch.Tensor] = field(default_factory=list)
-    losses: int = 0
-    grad_replicas: int | None = None
-    skipped: torch.Tensor | bool = False
-    noted: list[str] = field(default_factory=list)
-    begin_ns: int = 0
-    comm: StepComm | None = None
-
-
 class Probe:
-    """Phases, losses and gradient norms of every step, without synchronising the device.
+    """Phases, losses, gradient norms and collectives of every step, without synchronising the device.
 
-    `write` takes each record when it is complete; `watch` sees each step's record right after and may raise.
-    `memory_step` is the step at which model state is counted: one after the first, so that the optimizer has its own.
-    `at` hears of every phase and event as it begins; `finite` tells which tensors of a step were not finite; `comm`
-    keeps what collectives did.
+    `write` takes each record some time after it is complete; `watch` sees each step's record right after and may raise,
+    at once where a number is not finite. `memory_step` is the step at which model state is counted: one after the
+    first, so that the optimizer has its own. `at` hears of every phase and event as it begins; `finite` tells which
+    tensors of a step were not finite; `comm` keeps what collectives did.
     """
 
     def __init__(
@@ -87,7 +55,6 @@ class Probe:
         write: Callable[[Record], None],
         timeline: Timeline,
         watch: Callable[[StepRecord], None] = lambda record: None,
-        host_clock: Callable[[], float] = time.perf_counter,
         *,
         record_grad_norm: bool = False,
         memory_step: int | None = None,
@@ -100,49 +67,37 @@ class Probe:
         self._comm = comm
         self._finite = finite
         self._timeline = timeline
-        self._watch = watch
-        self._host_clock = host_clock
         self._record_grad_norm = record_grad_norm
         self._memory_step = memory_step
-        self._pending: deque[_Pending] = deque()
-        self._current: _Pending | None = None
-        self._boundary: Any = None
-        self._elapsed_seconds = 0.0
+        self._current: NotedStep | None = None
+        self._measured = 0
+        self._steps = StepWriter(write, timeline, watch, comm)
+        self._phases: dict[str, _Phase] = {}
 
     @contextlib.contextmanager
     def step(self, step: ScheduledStep) -> Iterator[None]:
         """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
-        begin = self._timeline.mark() if self._boundary is None else self._boundary
-        self._current = pending = _Pending(step, begin, begin_ns=self._timeline.host_ns(begin))
+        self._current = noted = self._steps.begin(step)
         if self._comm is not None:
-            self._comm.open()
-        yield
+            self._comm.open(exact=step.role == "measured" and self._measured % EXACT_EVERY == EXACT_FIRST)
+            self._measured += step.role == "measured"
+        with self._steps.kept():
+            yield
         for what, total in self._finite.take() if self._finite is not None else ():
-            pending.noted.append(what)
-            pending.scalars.append(total)
-        pending.scalars = _to_host(pending)
-        pending.end = self._boundary = self._timeline.mark()
+            noted.watched.append(what)
+            noted.scalars.append(total)
+        noted.scalars = _to_host(noted.scalars)
         if self._comm is not None:
-            pending.comm = self._comm.close()
+            noted.comm = self._comm.close()
         self._current = None
-        self._pending.append(pending)
-        self._drain(keep=MAX_PENDING)
+        self._steps.end(noted)
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Around one part of a step. Parts do not nest."""
-        assert self._current is not None
-        self._at(self._current.step.index, name)
-        host_begin = self._host_clock()
-        begin = self._timeline.mark()
-        if self._comm is not None:
-            self._comm.enter(name)
-        yield
-        if self._comm is not None:
-            self._comm.enter(None)
-        self._current.phases.append((name, begin, self._timeline.mark()))
-        if name == "data":
-            self._current.host_data_seconds += self._host_clock() - host_begin
+        phase = self._phases.get(name)
+        if phase is None:
+            phase = self._phases[name] = _Phase(self, name)
+        return phase
 
     def loss(self, loss: torch.Tensor) -> None:
         """One micro-batch's loss on this rank; read later."""
@@ -171,86 +126,53 @@ class Probe:
     @contextlib.contextmanager
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
         """Around something between steps, after `step`. What is put into the yielded dict goes into the record."""
-        begin = self._timeline.mark() if self._boundary is None else self._boundary
-        self._at(step, kind)
-        values: dict[str, Any] = {}
-        yield values
-        end = self._timeline.mark()
-        self._timeline.wait(end)
-        self._drain(keep=0)
-        start, seconds = self._advance(begin, end)
-        self._boundary = end
-        self._write(EventRecord(event=kind, step=step, start_seconds=start, seconds=seconds, values=values))
+        with self._steps.event(kind, step) as values, self._steps.kept():
+            self._at(step, kind)
+            yield values
 
     def close(self) -> None:
         """Write what is still pending."""
-        self._drain(keep=0)
-
-    def _drain(self, keep: int) -> None:
-        """Write the steps that the device has finished; wait for those beyond the newest `keep`."""
-        while self._pending:
-            oldest = self._pending[0]
-            if not self._timeline.reached(oldest.end):
-                if len(self._pending) <= keep:
-                    return
-                self._timeline.wait(oldest.end)
-            elif len(self._pending) <= min(keep, PATIENCE_STEPS) and oldest.comm and not oldest.comm.complete():
-                return
-            self._pending.popleft()
-            self._finish(oldest)
-
-    def _finish(self, pending: _Pending) -> None:
-        phases: dict[str, float] = {}
-        for name, begin, end in pending.phases:
-            phases[name] = phases.get(name, 0.0) + self._timeline.seconds(begin, end)
-        start, seconds = self._advance(pending.begin, pending.end)
-        # Behind the losses travel the gradients' sum of squares, whether the update was skipped, and what was watched.
-        values = [value for tensor in pending.scalars for value in tensor.reshape(-1).tolist()]
-        count = len(values) - len(pending.noted)
-        scalars = [_finite(value) for value in values[:count]]
-        comm = None
-        if self._comm is not None and pending.comm is not None:
-            plan, comm = self._comm.record(pending.comm, pending.begin, pending.begin_ns)
-            if plan is not None:
-                self._write(plan)
-        has_norm = pending.grad_replicas is not None
-        record = StepRecord(
-            step=pending.step.index,
-            role=pending.step.role,
-            start_seconds=start,
-            seconds=seconds,
-            phases=phases,
-            host_data_seconds=pending.host_data_seconds,
-            losses=scalars[: pending.losses],
-            samples=pending.step.samples,
-            lr=pending.step.lr,
-            grad_square_sum=scalars[pending.losses] if has_norm else None,
-            grad_replicas=pending.grad_replicas,
-            skipped=bool(scalars[-1]) if isinstance(pending.skipped, torch.Tensor) else pending.skipped,
-            not_finite=first_not_finite(list(zip(pending.noted, values[count:], strict=True))),
-            begin_ns=pending.begin_ns,
-            comm=comm,
-        )
-        self._write(record)
-        self._watch(record)
-
-    def _advance(self, begin: Any, end: Any) -> tuple[float, float]:
-        """Start, counted from the first boundary, and length of [begin, end]. Intervals come in order and touch."""
-        start, seconds = self._elapsed_seconds, self._timeline.seconds(begin, end)
-        self._elapsed_seconds += seconds
-        return start, seconds
+        self._steps.close()
 
 
-def _to_host(pending: _Pending) -> list[torch.Tensor]:
-    """The step's scalars as one host tensor, whose values are there once the step's end mark is reached."""
-    scalars = pending.scalars
+class _Phase:
+    """A part of the step that the probe is in. One object serves every step: its entry and exit are on the way of all
+    that is measured."""
+
+    __slots__ = ("_begin", "_name", "_probe")
+
+    def __init__(self, probe: Probe, name: str) -> None:
+        self._probe = probe
+        self._name = name
+
+    def __enter__(self) -> None:
+        probe = self._probe
+        assert probe._current is not None
+        probe._at(probe._current.step.index, self._name)
+        self._begin = probe._timeline.mark()
+        if probe._comm is not None:
+            probe._comm.enter(self._name)
+        if self._name == "data":
+            probe._current.host_data_ns -= probe._timeline.host_ns(self._begin)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            return
+        probe = self._probe
+        assert probe._current is not None
+        if probe._comm is not None:
+            probe._comm.enter(None)
+        end = probe._timeline.mark()
+        probe._current.phases.append((self._name, self._begin, end))
+        if self._name == "data":
+            probe._current.host_data_ns += probe._timeline.host_ns(end)
+
+
+def _to_host(scalars: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A step's scalars as one host tensor, whose values are there once the step's end mark is reached."""
     if not scalars:
         return []
     stacked = torch.stack([s if s.dtype == torch.float32 and s.ndim == 0 else s.float().reshape(()) for s in scalars])
     if stacked.device.type == "cpu":
         return [stacked]
     return [torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ..records import EventKind, Record, WindowRecord
-from .probe import ModelState, ScheduledStep
+from .probe import ModelState
+from .steps import ScheduledStep
 from .timeline import Timeline
 
 

@@ -93,11 +93,12 @@ def test_exposed_falls_to_the_phase_in_which_a_collective_began() -> None:
     }
 
 
-def test_an_end_that_nobody_saw_is_counted_and_in_nothing() -> None:
-    plan = [collective(), collective()]
-    part = split([rank_comm(plan, times([0, 0], [10, None], (0, 2, 10)))] * 2, [0, 0])
-    assert part.ends_unseen == 2
-    assert nanoseconds(part, "busy") == [[10], [10]]
+def test_the_wire_is_known_where_all_ranks_saw_every_end() -> None:
+    """Steps in which a rank saw an end late, or never, are not exact."""
+    plan = [collective()]
+    seen, late, never = ({**times([0], [end]), "exact": exact} for end, exact in ((9, True), (9, False), (None, True)))
+    part = split([rank_comm(plan, seen, seen, seen), rank_comm(plan, seen, late, never)], [0, 0])
+    assert part.exact.tolist() == [True, False, False]
 
 
 def test_steps_in_which_ranks_did_different_things_are_found() -> None:

@@ -69,28 +69,36 @@ def test_a_plan_is_told_once() -> None:
     assert told == [["a", "b"], ["b", "a"], []]
 
 
-def test_a_step_is_complete_when_every_end_was_seen() -> None:
-    recorder, _ = opened()
-    one, two = recorder.begin("a", 8, "0"), recorder.begin("b", 8, "0")
-    step = recorder.close()
-    assert not step.complete()
-    one.ended = 5
-    two.waits.append((1, 2))
-    assert step.complete()
+class Work:
+    """A backend's work, done when told so."""
+
+    def __init__(self, done: bool = False) -> None:
+        self.done = done
+
+    def is_completed(self) -> bool:
+        return self.done
+
+    def wait(self) -> None:
+        self.done = True
 
 
-def test_waits_at_the_end_of_backward_fall_to_the_collectives_in_turn() -> None:
-    """From 100 to 200 the engine's callback of DDP waited: for the first bucket until 120, then for the second."""
-    recorder, _ = opened()
-    for ended in (120, 190, 50):
-        one = recorder.begin("all_reduce", 8, "0")
-        one.ended, one.future_taken, one.graph_task = ended, True, 7
-    other = recorder.begin("all_reduce", 8, "0")
-    other.ended = 199
+def test_an_end_is_seen_where_the_thread_next_comes_by() -> None:
+    """At the next collective, at the edge of a phase, or after the step."""
+    recorder, clock = opened()
+    works = []
+    for _ in range(3):
+        works.append(Work())
+        recorder.handed_in(recorder.begin("all_reduce", 8, "0"), works[-1])
+    works[0].done, clock.now = True, 10
+    recorder.begin("barrier", 0, "0")
+    works[1].done, clock.now = True, 20
+    recorder.enter(None)
     step = recorder.close()
-    step.barriers.append((7, 100, 200))
+    assert not step.complete(25)
+    works[2].done = True
+    assert step.complete(30)
     _, record = recorder.record(step, 0, 0)
-    assert record.waits == [0, 100, 120, 1, 120, 190]
+    assert record.ended_ns == [10, 20, 30, None]
 
 
 # What ranks do with the real group.
@@ -187,7 +195,7 @@ def groups_of_libraries(rank: Rank) -> list[str]:
 
 
 def test_groups_that_libraries_make_are_seen() -> None:
-    """A mesh's, `new_group`'s, and what DDP's reducer in C++ sends through one."""
+    """A mesh's, `new_group`'s, and what DDP's reducer in C++ sends through one; that one's end of backward too."""
     for seen in ranks.run_ranks(groups_of_libraries, 2):
         default, mesh, own, *of_ddp = seen
         assert default == mesh != own

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scalelab.launch.strategies._contract import Gradients
-from scalelab.profiles.capture.probe import MAX_PENDING, Probe
+from scalelab.profiles.capture.probe import Probe
+from scalelab.profiles.capture.steps import MAX_PENDING
 from scalelab.profiles.capture.timeline import HostTimeline
 from scalelab.profiles.capture.window import WindowProbe
 from scalelab.profiles.records import PHASES, EventRecord, Record, Role, StepRecord, WindowRecord
@@ -56,7 +57,7 @@ class LateTimeline(HostTimeline):
 
 def probe_with(clock: Clock) -> tuple[Probe, list[Record]]:
     records: list[Record] = []
-    return Probe(records.append, HostTimeline(clock), host_clock=lambda: clock.now * 1e-9), records
+    return Probe(records.append, HostTimeline(clock)), records
 
 
 durations = st.lists(st.sampled_from([0.0, 0.001, 0.25, 3.0]), min_size=6, max_size=6)
