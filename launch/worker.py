@@ -162,7 +162,7 @@ def _located(error: NumericError, job: Job) -> NumericError:
     noted = job.finite.take() if job.finite is not None else []
     if not noted:  # the step was over: the error names its tensor
         return error
-    first = first_not_finite([(what, float(total)) for what, total in noted])
+    first = first_not_finite(noted)
     located = NumericError(f"{error}{f': first {first}' if first else ''}", hint=error.hint)
     located.elsewhere = first is None
     return located

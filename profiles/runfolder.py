@@ -185,8 +185,8 @@ def appending(path: Path, *, sleep: Sleep = time.sleep) -> Iterator[RecordWriter
 
 
 class RecordWriter:
-    """Appends records to `path`, each by one `write` call where the system takes it whole, never synced: a line is
-    there whole, or it is the last one and cut short.
+    """Appends records to `path`, by one `write` call where the system takes it whole, never synced: a line is there
+    whole, or it is the last one and cut short.
 
     After such a cut the next record starts on a line of its own, so that nothing but the cut one is lost.
     """
@@ -198,9 +198,9 @@ class RecordWriter:
         size = os.fstat(self._descriptor).st_size
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
-    def __call__(self, record: Record) -> None:
-        """Append `record`, cut to MAX_RECORD_BYTES. Raises OutputError."""
-        line = b"\n" * self._torn + _line(record)
+    def __call__(self, *records: Record) -> None:
+        """Append `records`, each cut to MAX_RECORD_BYTES. Raises OutputError."""
+        line = b"\n" * self._torn + b"".join(map(_line, records))
         rest = line
 
         def write() -> None:

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..records import EventKind, Record, StepRecord
+from ..records import EventKind, StepRecord
 from .comm import CommRecorder
 from .finite import FiniteWatch
 from .memory import model_state
-from .steps import NotedStep, ScheduledStep, StepWriter
+from .steps import NotedStep, ScheduledStep, StepWriter, Write
 from .timeline import Timeline
 
 # Of the measured steps, those whose collectives' ends are stamped when they occur, at a cost: the second, and so on.
@@ -52,7 +52,7 @@ class Probe:
 
     def __init__(
         self,
-        write: Callable[[Record], None],
+        write: Write,
         timeline: Timeline,
         watch: Callable[[StepRecord], None] = lambda record: None,
         *,
@@ -74,23 +74,9 @@ class Probe:
         self._steps = StepWriter(write, timeline, watch, comm)
         self._phases: dict[str, _Phase] = {}
 
-    @contextlib.contextmanager
-    def step(self, step: ScheduledStep) -> Iterator[None]:
+    def step(self, step: ScheduledStep) -> AbstractContextManager[None]:
         """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
-        self._current = noted = self._steps.begin(step)
-        if self._comm is not None:
-            self._comm.open(exact=step.role == "measured" and self._measured % EXACT_EVERY == EXACT_FIRST)
-            self._measured += step.role == "measured"
-        with self._steps.kept():
-            yield
-        for what, total in self._finite.take() if self._finite is not None else ():
-            noted.watched.append(what)
-            noted.scalars.append(total)
-        noted.scalars = _to_host(noted.scalars)
-        if self._comm is not None:
-            noted.comm = self._comm.close()
-        self._current = None
-        self._steps.end(noted)
+        return _Step(self, step)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Around one part of a step. Parts do not nest."""
@@ -126,13 +112,45 @@ class Probe:
     @contextlib.contextmanager
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
         """Around something between steps, after `step`. What is put into the yielded dict goes into the record."""
-        with self._steps.event(kind, step) as values, self._steps.kept():
+        with self._steps.event(kind, step) as values:
             self._at(step, kind)
             yield values
 
     def close(self) -> None:
         """Write what is still pending."""
         self._steps.close()
+
+
+class _Step:
+    """A step that the probe is in."""
+
+    __slots__ = ("_probe", "_step")
+
+    def __init__(self, probe: Probe, step: ScheduledStep) -> None:
+        self._probe = probe
+        self._step = step
+
+    def __enter__(self) -> None:
+        probe, step = self._probe, self._step
+        probe._current = probe._steps.begin(step)
+        if probe._comm is not None:
+            measured = step.role == "measured"
+            probe._comm.open(exact=measured and probe._measured % EXACT_EVERY == EXACT_FIRST)
+            probe._measured += measured
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        probe = self._probe
+        noted = probe._current
+        assert noted is not None
+        if error is not None:
+            probe._steps.keep()
+            return
+        if probe._finite is not None:
+            noted.watched = probe._finite.take()
+        if probe._comm is not None:
+            noted.comm = probe._comm.close()
+        probe._current = None
+        probe._steps.end(noted)
 
 
 class _Phase:
@@ -166,13 +184,3 @@ class _Phase:
         probe._current.phases.append((self._name, self._begin, end))
         if self._name == "data":
             probe._current.host_data_ns += probe._timeline.host_ns(end)
-
-
-def _to_host(scalars: list[torch.Tensor]) -> list[torch.Tensor]:
-    """A step's scalars as one host tensor, whose values are there once the step's end mark is reached."""
-    if not scalars:
-        return []
-    stacked = torch.stack([s if s.dtype == torch.float32 and s.ndim == 0 else s.float().reshape(()) for s in scalars])
-    if stacked.device.type == "cpu":
-        return [stacked]
-    return [torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)]

@@ -17,13 +17,19 @@ import torch
 
 from ..records import CommRecord, EventKind, EventRecord, Record, Role, StepRecord
 from .comm import PATIENCE_STEPS, CommRecorder, StepComm
-from .finite import first_not_finite
+from .finite import Noted, all_finite, first_not_finite
 from .timeline import Timeline
 
 # Steps that may be waiting for the device before the probe waits for it: bounds memory, never met in practice.
 MAX_PENDING = 64
 # How long a finished step may stay unwritten.
 FLUSH_SECONDS = 0.5
+
+
+class Write(Protocol):
+    """Takes records in their order."""
+
+    def __call__(self, *records: Record) -> None: ...
 
 
 class ScheduledStep(Protocol):
@@ -42,7 +48,7 @@ class ScheduledStep(Protocol):
 @dataclass(slots=True)
 class NotedStep:
     """A step whose marks the device may not have reached. Behind the losses in `scalars` come the gradients' sum of
-    squares, whether the update was skipped, and the sums of what was watched."""
+    squares, and whether the update was skipped; `watched` has what else must be finite, by name."""
 
     step: ScheduledStep
     begin: Any
@@ -51,11 +57,11 @@ class NotedStep:
     phases: list[tuple[str, Any, Any]] = field(default_factory=list)
     host_data_ns: int = 0
     scalars: list[torch.Tensor] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
     losses: int = 0
     grad_replicas: int | None = None
     skipped: torch.Tensor | bool = False
-    watched: list[str] = field(default_factory=list)
+    watched: list[Noted] = field(default_factory=list)
+    on_host: torch.Tensor | None = None
     comm: StepComm | None = None
 
 
@@ -71,7 +77,7 @@ class StepWriter:
 
     def __init__(
         self,
-        write: Callable[[Record], None],
+        write: Write,
         timeline: Timeline,
         watch: Callable[[StepRecord], None],
         comm: CommRecorder | None,
@@ -95,6 +101,7 @@ class StepWriter:
 
     def end(self, noted: NotedStep) -> None:
         """The step is over. What the device has finished is read, and written when it is time."""
+        _to_host(noted)
         noted.end = self._boundary = self._timeline.mark()
         self._pending.append(noted)
         urgent = self._read_finished(keep=MAX_PENDING)
@@ -112,23 +119,22 @@ class StepWriter:
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
         begin = self._timeline.mark() if self._boundary is None else self._boundary
         values: dict[str, Any] = {}
-        yield values
+        try:
+            yield values
+        except BaseException:
+            self.keep()
+            raise
         end = self._timeline.mark()
         self._timeline.wait(end)
         self.close()
         self._boundary = end
-        self._write_event(kind, step, begin, end, values)
+        self._write(self._event(kind, step, begin, end, values))
 
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """An error within leaves the steps before it on disk, as far as it can."""
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self._read_finished(keep=MAX_PENDING)
-                self._flush()
-            raise
+    def keep(self) -> None:
+        """Something failed: leave the steps before it on disk, as far as it can be done."""
+        with contextlib.suppress(Exception):
+            self._read_finished(keep=MAX_PENDING)
+            self._flush()
 
     def close(self) -> None:
         """Read and write all."""
@@ -136,8 +142,8 @@ class StepWriter:
         self._flush()
 
     def _read_finished(self, keep: int) -> bool:
-        """Read the steps that the device has finished, waiting for those beyond the newest `keep`. Whether one holds a
-        number that is not finite."""
+        """Take the steps that the device has finished, waiting for those beyond the newest `keep`. Whether one must be
+        looked at now: a number in it is not finite."""
         urgent = False
         while self._pending:
             oldest = self._pending[0]
@@ -150,8 +156,7 @@ class StepWriter:
             self._pending.popleft()
             self._read.append(oldest)
             if isinstance(oldest, NotedStep):
-                oldest.values = [value for tensor in oldest.scalars for value in tensor.reshape(-1).tolist()]
-                urgent |= not math.isfinite(sum(oldest.values))
+                urgent |= not _is_finite(oldest)
         return urgent
 
     def _goes_on(self, noted: NotedStep | _NotedFlush) -> bool:
@@ -162,24 +167,30 @@ class StepWriter:
 
     def _flush(self) -> None:
         read, self._read = self._read, []
+        records: list[Record] = []
         for noted in read:
             if isinstance(noted, _NotedFlush):
-                self._write_event("flush", noted.step, noted.begin, noted.end, {})
+                records.append(self._event("flush", noted.step, noted.begin, noted.end, {}))
             else:
-                self._write_step(noted)
+                records += self._records(noted)
+        if records:
+            self._write(*records)
+        for record in records:
+            if isinstance(record, StepRecord):
+                self._watch(record)
 
-    def _write_event(self, kind: EventKind, step: int, begin: Any, end: Any, values: dict[str, Any]) -> None:
+    def _event(self, kind: EventKind, step: int, begin: Any, end: Any, values: dict[str, Any]) -> EventRecord:
         start, seconds = self._advance(begin, end)
-        self._write(EventRecord(event=kind, step=step, start_seconds=start, seconds=seconds, values=values))
+        return EventRecord(event=kind, step=step, start_seconds=start, seconds=seconds, values=values)
 
-    def _write_step(self, noted: NotedStep) -> None:
+    def _records(self, noted: NotedStep) -> list[Record]:
+        """The step's record, behind the list of its collectives where that is new."""
         phases: dict[str, float] = {}
         for name, begin, end in noted.phases:
             phases[name] = phases.get(name, 0.0) + self._timeline.seconds(begin, end)
         start, seconds = self._advance(noted.begin, noted.end)
-        count = len(noted.values) - len(noted.watched)
-        scalars = [value if math.isfinite(value) else None for value in noted.values[:count]]
-        comm = self._comm_record(noted)
+        scalars = [value if math.isfinite(value) else None for value in _values(noted)]
+        records, comm = self._comm_records(noted)
         record = StepRecord(
             step=noted.step.index,
             role=noted.step.role,
@@ -193,23 +204,49 @@ class StepWriter:
             grad_square_sum=scalars[noted.losses] if noted.grad_replicas is not None else None,
             grad_replicas=noted.grad_replicas,
             skipped=bool(scalars[-1]) if isinstance(noted.skipped, torch.Tensor) else noted.skipped,
-            not_finite=first_not_finite(list(zip(noted.watched, noted.values[count:], strict=True))),
+            not_finite=first_not_finite(noted.watched),
             begin_ns=noted.begin_ns,
             comm=comm,
         )
-        self._write(record)
-        self._watch(record)
+        return [*records, record]
 
-    def _comm_record(self, noted: NotedStep) -> CommRecord | None:
+    def _comm_records(self, noted: NotedStep) -> tuple[list[Record], CommRecord | None]:
         if self._comm is None or noted.comm is None:
-            return None
+            return [], None
         plan, comm = self._comm.record(noted.comm, noted.begin, noted.begin_ns)
-        if plan is not None:
-            self._write(plan)
-        return comm
+        return [] if plan is None else [plan], comm
 
     def _advance(self, begin: Any, end: Any) -> tuple[float, float]:
         """Start, counted from the first boundary, and length of [begin, end]. Intervals come in order and touch."""
         start, seconds = self._elapsed_seconds, self._timeline.seconds(begin, end)
         self._elapsed_seconds += seconds
         return start, seconds
+
+
+def _to_host(noted: NotedStep) -> None:
+    """Send the step's numbers to the host, where they are once its end mark is reached. On CPU they are there."""
+    tensors = [*noted.scalars, *(each.tensor for each in noted.watched)]
+    if tensors and tensors[0].device.type != "cpu":
+        stacked = torch.stack([tensor.float().reshape(()) for tensor in tensors])
+        noted.on_host = torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)
+
+
+def _is_finite(noted: NotedStep) -> bool:
+    """Whether the step's losses, and what was watched of it, are finite. What was watched is let go if so."""
+    if noted.on_host is not None:
+        return bool(noted.on_host.isfinite().all())
+    if all(math.isfinite(loss.item()) for loss in noted.scalars[: noted.losses]):
+        noted.watched = [each for each in noted.watched if each.is_gradient]
+        if all_finite(noted.watched):
+            noted.watched = []
+            return True
+    return False
+
+
+def _values(noted: NotedStep) -> list[float]:
+    if noted.on_host is None:
+        return [float(tensor) for tensor in noted.scalars]
+    values = noted.on_host.tolist()
+    sums = values[len(noted.scalars) :]
+    noted.watched = [each._replace(tensor=torch.tensor(total)) for each, total in zip(noted.watched, sums, strict=True)]
+    return values[: len(noted.scalars)]

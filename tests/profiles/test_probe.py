@@ -57,7 +57,7 @@ class LateTimeline(HostTimeline):
 
 def probe_with(clock: Clock) -> tuple[Probe, list[Record]]:
     records: list[Record] = []
-    return Probe(records.append, HostTimeline(clock)), records
+    return Probe(lambda *written: records.extend(written), HostTimeline(clock)), records
 
 
 durations = st.lists(st.sampled_from([0.0, 0.001, 0.25, 3.0]), min_size=6, max_size=6)
@@ -130,7 +130,7 @@ def test_nothing_waits_for_a_device_that_lags() -> None:
     clock = Clock()
     timeline = LateTimeline(clock)
     records: list[Record] = []
-    probe = Probe(records.append, timeline)
+    probe = Probe(lambda *written: records.extend(written), timeline)
     for index in range(MAX_PENDING):
         with probe.step(Step(index)):
             clock.advance(1.0)
@@ -146,7 +146,7 @@ def test_nothing_waits_for_a_device_that_lags() -> None:
 def test_a_loss_that_is_not_finite_is_null_and_seen_by_the_watch() -> None:
     """JSON has no NaN: the record holds null, and the watch can stop the run on it."""
     seen: list[StepRecord] = []
-    probe = Probe(lambda record: None, HostTimeline(), watch=seen.append)
+    probe = Probe(lambda *records: None, HostTimeline(), watch=seen.append)
     for index, value in enumerate((1.0, math.nan, math.inf)):
         with probe.step(Step(index)):
             probe.loss(torch.tensor(value))
@@ -173,7 +173,7 @@ def test_gradient_norm_and_memory_are_taken_when_asked() -> None:
     """Sum of squares of the unscaled gradients that the rank holds; bytes by unique storage, shared ones counted for
     their first kind."""
     records: list[Record] = []
-    probe = Probe(records.append, HostTimeline(), record_grad_norm=True, memory_step=1)
+    probe = Probe(lambda *written: records.extend(written), HostTimeline(), record_grad_norm=True, memory_step=1)
     for index in range(2):
         with probe.step(Step(index)):
             probe.loss(torch.tensor(3.0))
@@ -188,7 +188,7 @@ def test_gradient_norm_and_memory_are_taken_when_asked() -> None:
 def test_where_names_the_phase_in_which_something_failed() -> None:
     """Whoever listens knows at which step and in which phase an error was met."""
     places: list[tuple[int | None, str | None]] = []
-    probe = Probe(lambda record: None, HostTimeline(Clock()), at=lambda *place: places.append(place))
+    probe = Probe(lambda *records: None, HostTimeline(Clock()), at=lambda *place: places.append(place))
     with pytest.raises(RuntimeError), probe.step(Step(3)), probe.phase("backward"):
         raise RuntimeError
     assert places[-1] == (3, "backward")
@@ -214,7 +214,7 @@ def test_window_probe_times_the_measured_window_alone() -> None:
 def test_a_skipped_update_is_recorded_with_its_step() -> None:
     """The flag is a tensor that is read with the losses, or known at once."""
     records: list[Record] = []
-    probe = Probe(records.append, HostTimeline(), record_grad_norm=True)
+    probe = Probe(lambda *written: records.extend(written), HostTimeline(), record_grad_norm=True)
     model = TwoTensors()
     for index, flag in enumerate((torch.tensor(1.0), torch.tensor(0.0), True, False)):
         with probe.step(Step(index)):
