@@ -116,6 +116,12 @@ class RunConfig(BaseModel):
     )
 
     probe: Literal["on", "off"] = option("measuring", "off leaves the bare loop: total time and nothing else", "on")
+    counterfactual: bool = option(
+        "measuring",
+        "after the measured steps, run some without each cause of their time, and without measuring: what each would "
+        "save, with an interval",
+        False,
+    )
     record_grad_norm: bool = option("measuring", "record the global gradient norm of every step", False)
     seed: int = option("measuring", "seeds weights and data order", 0, ge=0, lt=2**32)
     deterministic: bool = option("measuring", "deterministic kernels: the same losses bit for bit on CPU", False)
@@ -173,8 +179,9 @@ def conflicts(config: RunConfig, given: set[str]) -> list[str]:
         if not config.eval_every:
             problems.append("--target is looked at in evaluations: give --eval-every N with it")
     problems += _host_conflicts(config)
-    if config.record_grad_norm and config.probe == "off":
-        problems.append("--record-grad-norm needs --probe on")
+    for name in ("record_grad_norm", "counterfactual"):
+        if getattr(config, name) and config.probe == "off":
+            problems.append(f"--{name.replace('_', '-')} needs --probe on")
     if config.probe == "off" and (config.eval_every or config.save_every):
         problems.append("--probe off times the bare loop: leave out --eval-every and --save-every, which interrupt it")
     if is_user_model(config.model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from ..profiles.capture.block import BlockTimer
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.window import WindowProbe
 from ..profiles.records import EventKind
@@ -19,7 +20,7 @@ def train(
     run: Sharded,
     batches: Iterator[Any],
     steps: Iterable[Step],
-    probe: Probe | WindowProbe,
+    probe: Probe | WindowProbe | BlockTimer,
     to_device: Callable[[Any], Any],
     events: Iterable[Event] = (),
     stop: Callable[[], bool] = lambda: False,

@@ -6,8 +6,9 @@ torch.utils.checkpoint.create_selective_checkpoint_contexts lets it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,20 @@ KEPT = frozenset(
 )
 
 
+_off = False
+
+
+@contextlib.contextmanager
+def nothing_recomputed() -> Iterator[None]:
+    """Within, forwards keep all of their activations."""
+    global _off
+    _off = True
+    try:
+        yield
+    finally:
+        _off = False
+
+
 def checkpoint_blocks(blocks: Sequence[nn.Module], how: str) -> None:
     """Make each of `blocks` compute its activations again in backward: all (`full`), or the cheap ones (`selective`).
 
@@ -46,6 +61,8 @@ def checkpoint_blocks(blocks: Sequence[nn.Module], how: str) -> None:
 def _checkpointed(forward: Any, options: dict[str, Any]) -> Any:
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if _off:
+            return forward(*args, **kwargs)
         return checkpoint(forward, *args, **options, **kwargs)
 
     return run

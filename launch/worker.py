@@ -20,11 +20,11 @@ from ..models.contract import ModelSource, load_model
 from ..models.errors import ModelError
 from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
-from ..profiles.capture.memory import peaks
+from ..profiles.capture.memory import digest, peaks
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.capture.window import WindowProbe
-from ..profiles.records import StepRecord
+from ..profiles.records import TRAINING, StepRecord
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
 from . import strategies
@@ -43,6 +43,7 @@ from .stopping import Stopping
 from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
 from .supervision.pulse import Pulse, stack_file
+from .tail import Tail
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
@@ -62,6 +63,8 @@ def run_rank(folder: RunFolder, rank: Rank) -> Exit:
 
 def _after_step(rank: Rank, pulse: Pulse, record: StepRecord) -> None:
     """Stop at a loss that is not finite; tell the display how far rank 0 is."""
+    if record.role not in TRAINING:
+        return
     if None in record.losses or (record.not_finite and not record.skipped):
         what = "the loss" if None in record.losses else "a gradient"
         first = f": first {record.not_finite}" if record.not_finite else ""
@@ -94,7 +97,8 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     with contextlib.ExitStack() as stack:
         comm = CommRecorder() if config.probe == "on" and rank.world_size > 1 else None
         device = join_ranks(rank, setting.device, comm)
-        stopping = Stopping(control_group() if rank.world_size > 1 else None)
+        combine = control_group() if rank.world_size > 1 else None
+        stopping = Stopping(combine)
         stopping.listen()
         write = stack.enter_context(appending(folder.rank_file(rank.rank)))
         write(start_record(rank, device, torch.get_num_threads()))
@@ -133,18 +137,34 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 yield batch
                 at_hand.batch = None  # so that it is freed where the next one is waited for
 
+        batches = drawn()
+
         def moved(batch: Any) -> Any:
             at_hand.batch = to_device(batch, device)
             return at_hand.batch
 
         try:
-            train(job.run, drawn(), steps, probe, moved, events, stopping.after_step)
+            train(job.run, batches, steps, probe, moved, events, stopping.after_step)
         except NumericError as error:
             raise _located(error, job) from None
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
             saver.before_leaving(probe, pulse.step or 0)
+        elif config.counterfactual and not stopping.agreed:
+            assert isinstance(probe, Probe)
+            tail = Tail(
+                job=job,
+                batches=batches,
+                to_device=moved,
+                probe=probe,
+                timeline=timeline,
+                write=write,
+                comm=comm,
+                combine=combine,
+                stop=stopping.after_step,
+            )
+            tail.run(pulse.step + 1 if pulse.step is not None else 0, pulse.median_seconds())
         probe.close()
-        write(peaks(device))
+        write(peaks(device, digest(job.run.parameters())))
     # Nobody leaves while a peer may still have something to receive from it.
     distributed.barrier()
     if saver.failed is not None and rank.rank == 0:

@@ -20,7 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 SCHEMA = 1
 PHASES = ("data", "h2d", "forward", "backward", "optimizer")
-Role = Literal["warmup", "measured"]
+Role = Literal["warmup", "measured", "counterfactual", "bare"]
+TRAINING: tuple[Role, ...] = ("warmup", "measured")
+"""The roles of steps that train; the others come after them and change no parameter."""
+Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare"]
 EventKind = Literal["checkpoint", "evaluation", "flush"]
 
 
@@ -135,6 +138,16 @@ class WindowRecord(_Record):
     seconds: float
 
 
+class BlockRecord(_Record):
+    """A block of steps in the tail, with `cause` taken away (null: nothing). The first `dropped` steps do not count."""
+
+    kind: Literal["block"] = "block"
+    round: int
+    cause: Cause | None
+    dropped: int
+    step_seconds: list[float]
+
+
 class BadSampleRecord(_Record):
     """A damaged sample that was left out, once for each rank that met it; without `key` and `offset`, the rest of a
     shard from its first damaged place."""
@@ -148,16 +161,26 @@ class BadSampleRecord(_Record):
 
 
 class EndRecord(_Record):
-    """The rank's last line. CUDA figures are the allocator's; null on CPU."""
+    """The rank's last line. CUDA figures are the allocator's; null on CPU. `parameters_digest` differs where any bit of
+    the parameters does."""
 
     kind: Literal["end"] = "end"
     rss_peak_bytes: int
     allocated_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
     driver_used_bytes: int | None = None
+    parameters_digest: str | None = None
 
 
 Record = (
-    StartRecord | CommPlanRecord | StepRecord | EventRecord | MemoryRecord | WindowRecord | BadSampleRecord | EndRecord
+    StartRecord
+    | CommPlanRecord
+    | StepRecord
+    | EventRecord
+    | MemoryRecord
+    | WindowRecord
+    | BlockRecord
+    | BadSampleRecord
+    | EndRecord
 )
 any_record: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])

@@ -127,6 +127,10 @@ class AcceleratedSharded(NativeSharded):
         self._optimizer.zero_grad(set_to_none=True)
         self._micro_batch.close()
 
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._bare
+
     def close(self) -> None:
         _forget()
 

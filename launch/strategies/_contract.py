@@ -107,6 +107,11 @@ class Sharded(abc.ABC):
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups; the loop sets their `lr`."""
 
+    @property
+    @abc.abstractmethod
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """What updates this rank's share of the parameters, under whatever wraps it."""
+
     @abc.abstractmethod
     def gradients(self) -> Gradients:
         """After the last backward and before the step: every trainable element once over all ranks (or alike on

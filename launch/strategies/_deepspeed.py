@@ -107,6 +107,10 @@ class DeepSpeedSharded(Sharded):
         return self._zero.param_groups
 
     @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._zero.optimizer
+
+    @property
     def skipped(self) -> torch.Tensor | bool:
         return self._zero.overflow
 

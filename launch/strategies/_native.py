@@ -79,6 +79,10 @@ class NativeSharded(Sharded):
     def param_groups(self) -> list[dict[str, Any]]:
         return self._optimizer.param_groups
 
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
+
     def gradients(self) -> Gradients:
         parts = [local(parameter.grad) for parameter in self._trainable if parameter.grad is not None]
         scale = self._scaler.scale(torch.ones((), device=self.setting.device)) if self._scaler.is_enabled() else 1.0

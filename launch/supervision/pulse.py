@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.util
 import os
+import statistics
 import threading
 import time
 from collections import deque
@@ -102,6 +103,10 @@ class Pulse:
             PLACE,
             {**self._process, "step": self.step, "phase": self.phase, "since": now, "state": state, "code": code},
         )
+
+    def median_seconds(self) -> float:
+        """Of the last steps; 0 before there are any."""
+        return statistics.median(self._recent) if self._recent else 0.0
 
     def news(self, **figures: Any) -> None:
         """Figures of the step just done, for the display."""

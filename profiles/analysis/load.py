@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..records import (
+    TRAINING,
     BadSampleRecord,
+    BlockRecord,
     CollectiveShape,
     CommPlanRecord,
     EndRecord,
@@ -28,7 +30,8 @@ Kind = TypeVar("Kind", bound=Record)
 
 @dataclass(frozen=True, kw_only=True)
 class RankRecords:
-    """One rank's records, sorted by kind. `unreadable` counts lines that a crash or damage left behind."""
+    """One rank's records, sorted by kind. `steps` are those that train, `events` what lies between them, `blocks` the
+    tail's. `unreadable` counts lines that a crash or damage left behind."""
 
     rank: int
     start: StartRecord | None
@@ -37,6 +40,7 @@ class RankRecords:
     memory: MemoryRecord | None
     window: WindowRecord | None
     bad_samples: tuple[BadSampleRecord, ...] = ()
+    blocks: tuple[BlockRecord, ...] = ()
     comm_plans: dict[int, list[CollectiveShape]] = field(default_factory=dict)
     end: EndRecord | None
     unreadable: int
@@ -83,11 +87,14 @@ def load_run(folder: RunFolder) -> Run:
 
 def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
     records, unreadable = folder.records(rank)
+    steps = tuple(record for record in records if isinstance(record, StepRecord) and record.role in TRAINING)
+    last = steps[-1].step if steps else None
     return RankRecords(
         rank=rank,
         start=_first(records, StartRecord),
-        steps=tuple(record for record in records if isinstance(record, StepRecord)),
-        events=tuple(record for record in records if isinstance(record, EventRecord)),
+        steps=steps,
+        blocks=tuple(record for record in records if isinstance(record, BlockRecord)),
+        events=tuple(r for r in records if isinstance(r, EventRecord) and (last is None or r.step <= last)),
         memory=_first(records, MemoryRecord),
         window=_first(records, WindowRecord),
         bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),

@@ -18,6 +18,7 @@ from .load import Run, load_run
 from .memory import memory
 from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, step_seconds, throughput
+from .tail import counterfactual, overhead
 from .training import grad_norm, loss, quality
 
 
@@ -79,13 +80,11 @@ def summarise(run: Run) -> dict[str, Any]:
         "quality": quality(run, null),
         "loss": loss(run),
         "grad_norm": grad_norm(run, null),
-        "counterfactual": None,
-        "overhead": None,
+        "counterfactual": counterfactual(run, null),
+        "overhead": overhead(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
         "unreadable_lines": sum(rank.unreadable for rank in run.ranks),
     }
-    null("counterfactual", "no counterfactual tail was run")
-    null("overhead", "the cost of measuring was not measured in this run")
     if summary["loss"] is None:
         null("loss", "no step was recorded" + (" (--probe off)" if config["probe"] == "off" else ""))
     return {**summary, "reasons": dict(sorted(reasons.items()))}

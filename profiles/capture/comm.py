@@ -7,8 +7,9 @@ there in few steps only. In the others an end is seen by who waits for it, or wh
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -66,10 +67,7 @@ def _see_ends(collectives: list[Collective], now: int) -> list[Collective]:
 
 
 class CommRecorder:
-    """Keeps what collectives do while a step is open; outside of steps they pass unseen.
-
-    `free` makes the wire free: collectives end at once, with finite contents and without a peer.
-    """
+    """Keeps what collectives do while a step is open; outside of steps they pass unseen."""
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.clock = clock
@@ -82,6 +80,15 @@ class CommRecorder:
         self._graph_task = -1
         self._shapes: dict[tuple[str, int, str | None, str], int] = {}
         self._plans: dict[tuple[int, ...], int] = {}
+
+    @contextlib.contextmanager
+    def free_wire(self) -> Iterator[None]:
+        """Within, collectives end at once, with finite contents and without a peer."""
+        self.free = True
+        try:
+            yield
+        finally:
+            self.free = False
 
     @property
     def recording(self) -> bool:

@@ -10,6 +10,7 @@ each of them up where it occurs was measured to cost 13 us.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 # A larger output is not kept on a CPU.
 SMALL_ELEMENTS = 1 << 16
@@ -38,22 +40,39 @@ class FiniteWatch:
 
     def __init__(self, parts: Mapping[str, nn.Module], *, compiled: bool = False) -> None:
         self._noted: list[Noted] = []
+        self._parts = dict(parts)
+        self._hooks: list[RemovableHandle] = []
+        self._generation = 0
         self._compiled = compiled
         self._watched: list[tuple[nn.Module, str, str, nn.Parameter]] = []
         for name, part in parts.items():
-            part.register_forward_hook(functools.partial(self._after, name))
             if not compiled and (watched := _smallest(part)) is not None:
                 owner, own_name, path = watched
                 self._watched.append((owner, own_name, f"{name}.{path}", getattr(owner, own_name)))
 
     def sharded(self) -> None:
-        """The model is under its strategy. One that put a shard in a parameter's place puts the whole there when the
-        parameter's module runs: that is then watched."""
+        """The model is under its strategy: watch from now on. A strategy that put a shard in a parameter's place puts
+        the whole there when the parameter's module runs: that is then watched."""
+        for name, part in self._parts.items():
+            self._hooks.append(part.register_forward_hook(functools.partial(self._after, name)))
         for owner, own_name, name, parameter in self._watched:
             if owner._parameters.get(own_name) is parameter:
                 self._watch(parameter, name)
             else:
-                owner.register_forward_pre_hook(functools.partial(self._before, own_name, name), prepend=False)
+                before = functools.partial(self._before, own_name, name)
+                self._hooks.append(owner.register_forward_pre_hook(before, prepend=False))
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Within, nothing is watched, and no hook is left."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._generation += 1
+        try:
+            yield
+        finally:
+            self.sharded()
 
     def take(self) -> list[Noted]:
         """What was noted since the last call."""
@@ -62,12 +81,13 @@ class FiniteWatch:
 
     def _before(self, own_name: str, name: str, owner: nn.Module, inputs: Any) -> None:
         parameter = owner._parameters[own_name]
-        if parameter is not None and getattr(parameter, "_finite_watch", None) is not self and parameter.requires_grad:
-            parameter._finite_watch = self  # pyright: ignore[reportAttributeAccessIssue]
+        mine = (self, self._generation)
+        if parameter is not None and getattr(parameter, "_finite_watch", None) != mine and parameter.requires_grad:
+            parameter._finite_watch = mine  # pyright: ignore[reportAttributeAccessIssue]
             self._watch(parameter, name)
 
     def _watch(self, parameter: nn.Parameter, name: str) -> None:
-        parameter.register_hook(functools.partial(self._note, f"the gradient of {name}", True))
+        self._hooks.append(parameter.register_hook(functools.partial(self._note, f"the gradient of {name}", True)))
 
     def _after(self, name: str, part: nn.Module, inputs: Any, output: Any) -> None:
         if not torch.is_grad_enabled():

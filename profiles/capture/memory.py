@@ -36,16 +36,29 @@ def model_state(step: int, state: Mapping[str, Iterable[torch.Tensor]]) -> Memor
     )
 
 
-def peaks(device: torch.device) -> EndRecord:
+def digest(parameters: Iterable[torch.Tensor]) -> str:
+    """A number of this rank's parameters that any changed bit changes (to one chance in 2^64), on their device."""
+    total = 0
+    for index, parameter in enumerate(parameters):
+        if parameter.numel():
+            integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+            bits = parameter.detach().contiguous().view(integers).reshape(-1).to(torch.int64)
+            places = torch.arange(1, 2 * bits.numel() + 1, 2, device=bits.device)
+            total = (total * 6364136223846793005 + int((bits * places).sum()) + index) % 2**64
+    return f"{total:016x}"
+
+
+def peaks(device: torch.device, parameters_digest: str | None = None) -> EndRecord:
     """What this process has held at most."""
     # Linux counts ru_maxrss in KiB.
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type != "cuda":
-        return EndRecord(rss_peak_bytes=rss)
+        return EndRecord(rss_peak_bytes=rss, parameters_digest=parameters_digest)
     free, total = torch.cuda.mem_get_info(device)
     return EndRecord(
         rss_peak_bytes=rss,
         allocated_peak_bytes=torch.cuda.max_memory_allocated(device),
         reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
         driver_used_bytes=total - free,
+        parameters_digest=parameters_digest,
     )

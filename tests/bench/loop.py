@@ -35,7 +35,7 @@ from scalelab.profiles.runfolder import appending
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.support.ranks import run_ranks
+from tests.support import ranks
 
 WORLD_SIZE = 2
 MICRO_BATCH = 2
@@ -87,7 +87,9 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
         def block() -> None:
             timeline = HostTimeline()
             probe = (
-                Probe(write, timeline, at=pulse.at, finite=finite) if probed else WindowProbe(write, timeline, pulse.at)
+                Probe(write, timeline, at=pulse.at, finite=finite, comm=ranks.recorder)
+                if probed
+                else WindowProbe(write, timeline, pulse.at)
             )
             train(run, feed(), schedule, probe, lambda batch: batch, stop=stopping.after_step)
             probe.close()
@@ -121,7 +123,7 @@ def interval(ratios: np.ndarray) -> tuple[float, float]:
 
 def main() -> None:
     for preset, steps in PRESETS.items():
-        seconds = run_ranks(time_blocks, WORLD_SIZE, preset, steps)[0]
+        seconds = ranks.run_ranks(time_blocks, WORLD_SIZE, preset, steps)[0]
         plain = np.asarray(seconds["plain"])
         print(f"{preset}: plain DDP loop {np.median(plain) / steps * 1e3:.1f} ms a step, {WORLD_SIZE} ranks")
         for name in ("probe off", "probe on"):

@@ -51,6 +51,10 @@ class TwoFiles(Sharded):
     def param_groups(self) -> list[dict[str, Any]]:
         return []
 
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        raise NotImplementedError
+
     def gradients(self) -> Gradients:
         raise NotImplementedError
 

@@ -1,0 +1,118 @@
+"""Steps after the measured ones in which one cause of their time is taken away: counterfactuals, and the bare loop.
+
+Blocks of steps with and without the cause alternate as A B B A, so that what drifts hits both alike: A, then for each
+cause B B A, several rounds of it where steps are short. The learning rate is 0 throughout, so that the parameters are
+in the end, bit for bit, what they were before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import distributed
+
+from ..profiles.capture.block import BlockTimer
+from ..profiles.capture.comm import CommRecorder
+from ..profiles.capture.probe import Probe
+from ..profiles.capture.timeline import Timeline
+from ..profiles.records import BlockRecord, Cause, Record, Role
+from . import recompute
+from .assemble import Job
+from .loop import train
+from .schedule import Step
+
+BLOCK_STEPS = 20
+# The first steps of a block still belong to the one before it: caches, and what other ranks were doing.
+LEAST_DROPPED = 2
+# Rounds of all blocks by the seconds of a step: the shorter it is, the more of them can be had.
+ROUNDS = ((0.05, 3), (0.2, 2), (float("inf"), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """What the tail needs of a rank's run. `stop` is asked on all ranks together, between blocks."""
+
+    job: Job
+    batches: Iterator[Any]
+    to_device: Callable[[Any], Any]
+    probe: Probe
+    timeline: Timeline
+    write: Callable[[Record], None]
+    comm: CommRecorder | None
+    combine: Callable[[list[int]], list[int]] | None
+    stop: Callable[[], bool]
+
+    def run(self, first: int, step_seconds: float) -> None:
+        """Run it from step `first` on. `step_seconds` decides how many rounds; the slowest rank's counts."""
+        microseconds = round(step_seconds * 1e6)
+        if self.combine is not None:
+            (microseconds,) = self.combine([microseconds])
+        rounds = next(count for limit, count in ROUNDS if microseconds * 1e-6 < limit)
+        causes = self.causes()
+        plan: list[tuple[int, Cause | None]] = [(0, None)]
+        for number in range(rounds):
+            for cause in causes:
+                plan += [(number, cause), (number, cause), (number, None)]
+        for number, cause in plan:
+            first = self._block(first, number, cause)
+            if self.stop():
+                return
+
+    def causes(self) -> list[Cause]:
+        """What can be taken away from this run."""
+        config = self.job.config
+        found: list[Cause] = ["bare"]
+        if self.comm is not None:
+            found.append("free_wire")
+        found.extend(("cached_batch", "no_optimizer"))
+        if config.checkpointing != "none" and not config.compile:
+            found.append("no_recompute")
+        return found
+
+    @property
+    def dropped(self) -> int:
+        """Steps at the begin of a block that are left out: what loaders have ready is used up by then."""
+        config = self.job.config
+        return max(LEAST_DROPPED, 2 * (config.prefetch or 0) * (config.workers or 0))
+
+    def _block(self, first: int, number: int, cause: Cause | None) -> int:
+        count = self.dropped + BLOCK_STEPS
+        role: Role = "bare" if cause == "bare" else "counterfactual"
+        samples = self.job.setting.micro_batch * self.job.setting.accumulation
+        steps = [Step(index=first + i, role=role, lr=0.0, samples=samples) for i in range(count)]
+        batches = self.batches
+        if cause == "cached_batch":
+            batches = itertools.repeat(next(self.batches))
+        timer = BlockTimer(None if cause == "bare" else self.probe, self.timeline)
+        distributed.barrier()
+        with self._without(cause):
+            train(self.job.run, batches, steps, timer, self.to_device)
+        seconds = timer.seconds()
+        self.write(BlockRecord(round=number, cause=cause, dropped=self.dropped, step_seconds=seconds))
+        return first + count
+
+    def _without(self, cause: Cause | None) -> AbstractContextManager[None]:
+        if cause == "free_wire" and self.comm is not None:
+            return self.comm.free_wire()
+        if cause == "no_optimizer":
+            return _no_update(self.job.run.torch_optimizer)
+        if cause == "no_recompute":
+            return recompute.nothing_recomputed()
+        if cause == "bare" and self.job.finite is not None:
+            return self.job.finite.off()
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _no_update(optimizer: Any) -> Iterator[None]:
+    """The optimizer's own step does nothing; what its strategy does around it goes on."""
+    optimizer.step = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        del optimizer.step
