@@ -23,6 +23,7 @@ from ..profiles.capture.timeline import Timeline
 from ..profiles.records import BlockRecord, Cause, Record, Role
 from . import recompute
 from .assemble import Job
+from .errors import NumericError
 from .loop import train
 from .schedule import Step
 
@@ -30,7 +31,7 @@ BLOCK_STEPS = 20
 # The first steps of a block still belong to the one before it: caches, and what other ranks were doing.
 LEAST_DROPPED = 2
 # Rounds of all blocks by the seconds of a step: the shorter it is, the more of them can be had.
-ROUNDS = ((0.05, 3), (0.2, 2), (float("inf"), 1))
+ROUNDS = ((0.1, 4), (0.5, 3), (float("inf"), 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,13 @@ class Tail:
             for cause in causes:
                 plan += [(number, cause), (number, cause), (number, None)]
         for number, cause in plan:
-            first = self._block(first, number, cause)
-            if self.stop():
+            failed = not self._block(first, number, cause)
+            first += self.dropped + BLOCK_STEPS
+            if self._any(failed) or self.stop():
                 return
+
+    def _any(self, flag: bool) -> bool:
+        return flag if self.combine is None else bool(self.combine([flag])[0])
 
     def causes(self) -> list[Cause]:
         """What can be taken away from this run."""
@@ -80,7 +85,8 @@ class Tail:
         config = self.job.config
         return max(LEAST_DROPPED, 2 * (config.prefetch or 0) * (config.workers or 0))
 
-    def _block(self, first: int, number: int, cause: Cause | None) -> int:
+    def _block(self, first: int, number: int, cause: Cause | None) -> bool:
+        """Whether it came to its end: numbers on a free wire are not the model's, and may overflow."""
         count = self.dropped + BLOCK_STEPS
         role: Role = "bare" if cause == "bare" else "counterfactual"
         samples = self.job.setting.micro_batch * self.job.setting.accumulation
@@ -90,11 +96,14 @@ class Tail:
             batches = itertools.repeat(next(self.batches))
         timer = BlockTimer(None if cause == "bare" else self.probe, self.timeline)
         distributed.barrier()
-        with self._without(cause):
-            train(self.job.run, batches, steps, timer, self.to_device)
+        try:
+            with self._without(cause):
+                train(self.job.run, batches, steps, timer, self.to_device)
+        except NumericError:
+            return False
         seconds = timer.seconds()
         self.write(BlockRecord(round=number, cause=cause, dropped=self.dropped, step_seconds=seconds))
-        return first + count
+        return True
 
     def _without(self, cause: Cause | None) -> AbstractContextManager[None]:
         if cause == "free_wire" and self.comm is not None:

@@ -18,20 +18,16 @@ def block_bootstrap_mean(series: Sequence[float], seed: int = 0) -> tuple[float,
     one run and nothing of the next run. None below 3 steps.
     """
     values = np.asarray(series, dtype=np.float64)
-    if len(values) < 3:
-        return None
-    low, high = np.quantile(moving_blocks(values, seed).mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def moving_blocks(values: np.ndarray, seed: int) -> np.ndarray:
-    """`values` drawn anew, (RESAMPLES, len(values)), in runs of n^(1/3) neighbours."""
     count = len(values)
+    if count < 3:
+        return None
     length = max(1, round(count ** (1 / 3)))
     blocks = -(-count // length)
     generator = np.random.Generator(np.random.Philox(seed))
     starts = generator.integers(0, count - length + 1, size=(RESAMPLES, blocks))
-    return values[(starts[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]]
+    drawn = values[(starts[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]]
+    low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def spread(series: Sequence[float]) -> dict[str, float | list[float] | None]:

@@ -149,14 +149,19 @@ def _keep(group: RecordingGroup, arguments: Sequence[Any]) -> None:
 
 
 def _gather(group: RecordingGroup, arguments: Sequence[Any]) -> None:
-    """This rank's part in every rank's place: finite, and as much to write as of the true parts."""
+    """This rank's part in its place, zeros in the others', and as much to write as of the true parts. Its own part
+    there would bring what pads it, which is memory that nobody has set, to where numbers are read."""
     outputs, parts = _tensors(arguments[0]), _tensors(arguments[1])
+    size = group.size()
     if len(outputs) == len(parts):
-        for output, part in zip(outputs, parts, strict=True):
-            output.view(group.size(), -1).copy_(part.reshape(1, -1).expand(group.size(), -1))
+        slots = [(slot, part) for output, part in zip(outputs, parts, strict=True) for slot in output.chunk(size)]
     else:
-        for index, output in enumerate(outputs):
-            output.copy_(parts[index // group.size()].view_as(output))
+        slots = [(output, parts[index // size]) for index, output in enumerate(outputs)]
+    for index, (slot, part) in enumerate(slots):
+        if index % size == group.rank():
+            slot.copy_(part.view_as(slot))
+        else:
+            slot.zero_()
 
 
 def _scatter(group: RecordingGroup, arguments: Sequence[Any]) -> None:

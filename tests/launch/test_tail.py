@@ -1,0 +1,96 @@
+"""The tail of a run, for real: under every strategy it takes causes away and leaves the parameters alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from scalelab.launch import strategies
+from scalelab.launch import tail as tails
+from scalelab.launch.assemble import Job
+from scalelab.launch.config import build
+from scalelab.launch.ranks import Rank
+from scalelab.launch.setting import Setting
+from scalelab.launch.tail import Tail
+from scalelab.models.contract import load_model
+from scalelab.profiles.capture.finite import FiniteWatch, parts_of
+from scalelab.profiles.capture.memory import digest
+from scalelab.profiles.capture.probe import Probe
+from scalelab.profiles.capture.timeline import HostTimeline
+from scalelab.profiles.records import BlockRecord, Record, StepRecord
+from scalelab.profiles.runfolder import RunFolder
+
+from tests.support import ranks
+from tests.support.training import MICRO_BATCH, micro, micro_batches, records_of, sharded, supported
+
+BASE = Setting(world_size=2, device="cpu", micro_batch=MICRO_BATCH, checkpointing="full", lr=1e-2)
+MODEL = Path(__file__).parents[1] / "support" / "micro_model.py"
+
+
+def with_a_tail(rank: Rank, name: str, setting: Setting) -> tuple[list[str], list[Record]]:
+    """Digests of the parameters before the tail, after it, and after a step more; and what the tail wrote."""
+    tails.BLOCK_STEPS = 2
+    tails.ROUNDS = ((float("inf"), 1),)
+    run, batches = sharded(name, setting, 13), micro_batches(rank.rank, setting)
+    records_of(run, batches[:4])
+    records: list[Record] = []
+    timeline = HostTimeline()
+    tail = Tail(
+        job=Job(
+            config=build({"model": str(MODEL), "strategy": name, "checkpointing": "full", "counterfactual": "true"}),
+            setting=setting,
+            source=load_model(str(MODEL), {}),
+            run=run,
+            device=torch.device("cpu"),
+            rank=rank,
+            folder=RunFolder(Path("nowhere")),
+            finite=FiniteWatch(parts_of(*micro(13))),
+        ),
+        batches=itertools.cycle(batches),
+        to_device=lambda batch: batch,
+        probe=Probe(lambda *written: records.extend(written), timeline, comm=ranks.recorder),
+        timeline=timeline,
+        write=records.append,
+        comm=ranks.recorder,
+        combine=None,
+        stop=lambda: False,
+    )
+    digests = [digest(run.parameters())]
+    tail.run(4, 0.0)
+    digests.append(digest(run.parameters()))
+    records_of(run, batches[4:5])
+    digests.append(digest(run.parameters()))
+    run.close()
+    return digests, records
+
+
+@pytest.mark.parametrize("name", [name for name in strategies.names() if name != "single"])
+def test_the_tail_changes_no_bit_of_the_parameters(name: str) -> None:
+    """Every block of the chain runs, on a free wire too, and training could go on from where it stopped."""
+    (setting,) = supported(strategies.load(name), [BASE])
+    for digests, records in ranks.run_ranks(with_a_tail, 2, name, setting):
+        before, after, later = digests
+        assert before == after != later
+        causes = [record.cause for record in records if isinstance(record, BlockRecord)]
+        expected = ["bare", "free_wire", "cached_batch", "no_optimizer", "no_recompute"]
+        assert causes == [None, *itertools.chain.from_iterable((cause, cause, None) for cause in expected)]
+        steps = [record for record in records if isinstance(record, StepRecord)]
+        assert {step.role for step in steps} == {"counterfactual"}
+        assert len(steps) == 4 * (len(causes) - 2)
+        free = [step for step in steps if step.comm is not None and not step.comm.handed_in_ns]
+        assert len(free) == 8
+
+
+def test_a_digest_sees_every_bit() -> None:
+    """One bit of one value, and two values that change places."""
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    base = digest([values, values * 2])
+    flipped = values.clone()
+    flipped.view(torch.int32)[17] ^= 1
+    swapped = values.clone()
+    swapped[[3, 9]] = values[[9, 3]]
+    others = [[flipped, values * 2], [swapped, values * 2], [values * 2, values], [values]]
+    assert digest([values.clone(), values * 2]) == base
+    assert base not in {digest(other) for other in others}
