@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 from .comm import Collective, CommRecorder
 
 PREFIX = "recorded_"
+c10d_world: Any = distributed.distributed_c10d._world
 _ENGINE = autograd_graph._engine_run_backward.__code__
 
 
@@ -68,6 +69,32 @@ def _group(backend: str, recorder: CommRecorder, options: Any) -> RecordingGroup
         each._register_backend(device, kind, made)
     inner._set_group_name(options.group_id)
     return group
+
+
+def record_default_group(recorder: CommRecorder, device: str) -> None:
+    """Put a recording group in the place of the default group, which a program has made. What is wrapped from now on
+    sends through it, and groups made like the default one record as well."""
+    world, inner = c10d_world, distributed.distributed_c10d._get_default_group()
+    name, store = world.pg_map[inner]
+    backend = inner._get_backend(torch.device(device))
+    group = RecordingGroup(inner, backend, recorder, inner.rank(), inner.size())
+    group.on_gloo = isinstance(backend, c10d.ProcessGroupGloo)
+    kind = ProcessGroup.BackendType.GLOO if group.on_gloo else ProcessGroup.BackendType.NCCL
+    group._set_default_backend(kind)
+    group._register_backend(torch.device(device), kind, backend)
+    group._set_group_name(inner.group_name)
+    group._set_group_desc(inner.group_desc)
+    if name in ("gloo", "nccl"):
+        name = recorded_backend(name, recorder)
+    world.pg_map[group] = (name, store)
+    for table in (world.pg_names, world.pg_group_ranks, world.pg_backend_config, world.pg_to_tag):
+        if inner in table:
+            table[group] = table[inner]
+    for groups in world.tags_to_pg.values():
+        groups[:] = [group if each is inner else each for each in groups]
+    c10d._unregister_process_group(inner.group_name)
+    c10d._register_process_group(inner.group_name, group)
+    distributed.distributed_c10d._update_default_pg(group)
 
 
 class RecordingGroup(ProcessGroup):

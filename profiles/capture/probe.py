@@ -116,6 +116,12 @@ class Probe:
             self._at(step, kind)
             yield values
 
+    def drop(self) -> None:
+        """Forget the step that is open: it turned out to be none. Its time goes to what comes next."""
+        self._current = None
+        if self._comm is not None:
+            self._comm.close()
+
     def close(self) -> None:
         """Write what is still pending."""
         self._steps.close()

@@ -2,6 +2,7 @@
 
 Their marks are read when the device has reached them. Records are made and written in batches, between steps: one by
 one they would cost each step some 150 us of cold code, and a batch is an event of its own (`flush`) on the timeline.
+Long steps, to which that is nothing, are written as they come.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from .timeline import Timeline
 
 # Steps that may be waiting for the device before the probe waits for it: bounds memory, never met in practice.
 MAX_PENDING = 64
-# How long a finished step may stay unwritten.
+# How long a finished step may stay unwritten; one that took longer than LONG_SECONDS is written at once.
 FLUSH_SECONDS = 0.5
+LONG_SECONDS = 0.05
 
 
 class Write(Protocol):
@@ -106,7 +108,8 @@ class StepWriter:
         self._pending.append(noted)
         urgent = self._read_finished(keep=MAX_PENDING)
         now = self._timeline.host_ns(noted.end)
-        if not urgent and now - (self._flushed_ns or 0) < FLUSH_SECONDS * 1e9:
+        waited, took = now - (self._flushed_ns or 0), now - noted.begin_ns
+        if not urgent and waited < FLUSH_SECONDS * 1e9 and took < LONG_SECONDS * 1e9:
             return
         self._flushed_ns = now
         several = len(self._read) > 1

@@ -58,7 +58,7 @@ def test_our_model_trains_evaluates_and_saves_under_every_strategy(tmp_path: Pat
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
         assert json.loads((folder / "summary.json").read_text())["run_id"] == folder.name
         assert {path.name for path in (folder / "ranks").iterdir()} == {"r000.jsonl", "r001.jsonl"}
-        assert [event["kind"] for event in summary["events"]] == ["checkpoint", "evaluation"]
+        assert {event["kind"] for event in summary["events"]} - {"flush"} == {"checkpoint", "evaluation"}
         manifest = json.loads(next((folder / "checkpoints").glob("*/MANIFEST.json")).read_text())
         assert manifest["world_size"] == 2
         assert manifest["files"]

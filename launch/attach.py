@@ -1,0 +1,308 @@
+"""`scalelab.Probe.attach`: the run folder of a job that runs under its own loop.
+
+    probe = scalelab.Probe.attach(model, optimizer)
+    for batch in probe.batches(loader):
+        with probe.step():
+            ...
+
+Nothing of the job's code changes: forward is seen by hooks of the model, backward at torch.autograd.backward, the
+update by hooks of the optimizer, collectives by a recording group in the place of the default one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..profiles.capture import probe as capture
+from ..profiles.capture.comm import CommRecorder
+from ..profiles.capture.group import record_default_group
+from ..profiles.capture.memory import peaks
+from ..profiles.capture.seams import Seams
+from ..profiles.capture.timeline import timeline_for
+from ..profiles.records import SCHEMA, Role
+from ..profiles.runfolder import RunFolder, appending
+from ..profiles.storage import OutputError
+from . import environment
+from .assemble import describe_device, start_record
+from .errors import Exit
+from .lock import locked
+from .ranks import Rank
+from .supervision.verdict import status
+from .text import redacted
+
+WARMUP_STEPS = 5
+
+
+class Probe:
+    """Measures a job's own loop. Made by `attach`, ended by `close` or with the process."""
+
+    @classmethod
+    def attach(
+        cls,
+        model: nn.Module,
+        optimizer: Any = None,
+        *,
+        out: str | os.PathLike[str] = "runs",
+        name: str = "own-loop",
+        warmup: int = WARMUP_STEPS,
+    ) -> Probe:
+        """Measure training of `model` from now on; call it on every rank.
+
+        After init_process_group and, for its collectives to be seen, before a wrapper like DDP. `optimizer` is a torch
+        optimizer, or something that wraps one; a DeepSpeed engine is given to `follow`, once it is made. The first
+        `warmup` steps do not count. Raises ValueError when the process group is missing, OutputError when `out` cannot
+        be written.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+            raise ValueError("Probe.attach: WORLD_SIZE is above 1: call torch.distributed.init_process_group first")
+        return cls(model, optimizer, Path(out), name, warmup)
+
+    def __init__(self, model: nn.Module, optimizer: Any, out: Path, name: str, warmup: int) -> None:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._device = device
+        self._rank = _rank()
+        self._stack = contextlib.ExitStack()
+        self._warmup = warmup
+        self._index = 0
+        self._samples = 0
+        self._open: AbstractContextManager[None] | None = None
+        self._inside = False
+        comm = None
+        world = self._rank.world_size
+        if world > 1:
+            self.folder = _share_folder(self._rank, out, name)
+        else:
+            self.folder = RunFolder.create(out, name)
+        self._leads = self._rank.rank == 0
+        self._run_json = _run_json(model, optimizer, self.folder, name, self._rank, device)
+        if self._leads:
+            self._stack.enter_context(locked(self.folder.path))
+            self.folder.write("run.json", self._run_json)
+            self.folder.write("status.json", status("running", None))
+        if world > 1:
+            if _is_wrapped(model):
+                warnings.warn(
+                    "Probe.attach after the model was wrapped: its collectives are not seen; attach before",
+                    stacklevel=3,
+                )
+            comm = CommRecorder()
+            comm.timeline, comm.sees_ends = timeline_for(device), device.type == "cpu"
+            record_default_group(comm, device.type)
+        self._write = self._stack.enter_context(appending(self.folder.rank_file(self._rank.rank)))
+        self._write(start_record(self._rank, device, torch.get_num_threads()))
+        self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, memory_step=None)
+        self._seams = Seams(model, optimizer, self._enter)
+        self._groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", None) or []
+        self._current = _OwnStep(0, "warmup")
+        self._closed = False
+        atexit.register(self.close)
+
+    def follow(self, model: nn.Module, optimizer: Any = None) -> None:
+        """Watch `model` and `optimizer` in the place of what was attached: an engine that was made around it since."""
+        self._seams.remove()
+        self._seams = Seams(model, optimizer, self._enter)
+        self._groups = getattr(optimizer or model, "param_groups", None) or getattr(
+            getattr(model, "optimizer", None), "param_groups", []
+        )
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The batches of `loader`; the wait for each is the `data` of the step that it is for."""
+        source = iter(loader)
+        while True:
+            with self._enter("data"):
+                try:
+                    batch = next(source)
+                except StopIteration:
+                    break
+            self._samples += _size(batch)
+            yield batch
+        self._drop()
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one optimizer step: its forwards, its backwards and its update."""
+        self._begin()
+        self._inside = True
+        try:
+            yield
+        except BaseException as error:
+            self._failed(error)
+            raise
+        self._seams.end()
+        self._inside = False
+        self._end(None)
+
+    def loss(self, loss: torch.Tensor) -> None:
+        """Within a step: a micro-batch's loss on this rank, for the record. Read later, without waiting."""
+        self._probe.loss(loss)
+
+    def close(self) -> None:
+        """Write what is left, on all ranks, and on rank 0 the summary. Called when the process ends, if not before."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self._drop()
+        self._seams.remove()
+        self._probe.close()
+        self._write(peaks(self._device))
+        if self._rank.world_size > 1 and distributed.is_initialized():
+            distributed.barrier()
+        if self._leads:
+            from ..profiles.analysis.summary import write_summary
+
+            state = self.folder.read("status.json") or {}
+            if state.get("state") == "running":
+                self.folder.write("status.json", status("finished", Exit.OK))
+            write_summary(self.folder)
+        self._stack.close()
+
+    def _begin(self) -> None:
+        if self._open is None:
+            self._current = _OwnStep(self._index, "warmup" if self._index < self._warmup else "measured")
+            self._open = self._probe.step(self._current)
+            self._open.__enter__()
+
+    def _end(self, error: BaseException | None) -> None:
+        assert self._open is not None
+        self._current.samples = self._samples
+        self._current.lr = float(self._groups[0]["lr"]) if self._groups else 0.0
+        if self._leads and self._run_json["config"]["global_batch"] is None and self._samples:
+            self._run_json["config"].update(
+                micro_batch=self._samples, global_batch=self._samples * self._rank.world_size
+            )
+            self.folder.write("run.json", self._run_json)
+        opened, self._open = self._open, None
+        self._samples = 0
+        self._index += 1
+        opened.__exit__(type(error) if error else None, error, None)
+
+    def _drop(self) -> None:
+        """A step that was begun by asking for a batch, and had none, is no step."""
+        if self._open is not None:
+            self._probe.drop()
+            self._open = None
+
+    def _enter(self, phase: str) -> AbstractContextManager[None]:
+        """The probe's phase, within a step; outside of one only waiting for a batch opens it."""
+        if phase == "data":
+            self._begin()
+        if self._open is None or (phase != "data" and not self._inside):
+            return contextlib.nullcontext()
+        return self._probe.phase(phase)
+
+    def _failed(self, error: BaseException) -> None:
+        self._end(error)
+        where = {"rank": self._rank.rank, "host": socket.gethostname(), "phase": None, "step": self._index - 1}
+        cause = redacted(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(Exception):
+            if (self.folder.read("status.json") or {}).get("state") == "running":
+                self.folder.write("status.json", status("failed", Exit.WORKER_DIED, culprit=where, cause=cause))
+
+
+@dataclass
+class _OwnStep:
+    """A step of which the samples and the rate are known when it is over."""
+
+    index: int
+    role: Role
+    lr: float = 0.0
+    samples: int = 0
+
+
+def _rank() -> Rank:
+    if not distributed.is_initialized():
+        return Rank(rank=0, local_rank=0, world_size=1, local_world_size=1)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    local, here = (int(os.environ.get(name, "-1")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    return Rank(
+        rank=rank,
+        local_rank=rank if local < 0 else local,
+        world_size=world,
+        local_world_size=world if here < 0 else here,
+    )
+
+
+def _share_folder(rank: Rank, out: Path, name: str) -> RunFolder:
+    """One folder for all ranks: rank 0 makes it, or tells the others why it could not."""
+    told: list[Any] = [None]
+    if rank.rank == 0:
+        try:
+            told = [RunFolder.create(out, name).run_id]
+        except OutputError as error:
+            told = [error]
+    distributed.broadcast_object_list(told)
+    if isinstance(told[0], OutputError):
+        raise told[0]
+    path = out.resolve() / told[0]
+    return RunFolder(path) if path.is_dir() else RunFolder.join(out, told[0])[0]
+
+
+def _run_json(
+    model: nn.Module, optimizer: Any, folder: RunFolder, name: str, rank: Rank, device: torch.device
+) -> dict[str, Any]:
+    """What can be known of a job that is not ours. Batch sizes are filled in after the first step."""
+    parameters = list(model.parameters())
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    cores = environment.available_cores()
+    return {
+        "schema": SCHEMA,
+        "run_id": folder.run_id,
+        "name": name,
+        "command": [redacted(argument) for argument in sys.argv],
+        "config": {
+            "strategy": "own",
+            "engine": "own",
+            "launcher": "own",
+            "device": device.type,
+            "nodes": max(1, rank.world_size // max(1, rank.local_world_size)),
+            "model": type(model).__name__,
+            "micro_batch": None,
+            "grad_accumulation": None,
+            "global_batch": None,
+            "checkpointing": None,
+            "compile": None,
+            "probe": "on",
+            "record_grad_norm": False,
+        },
+        "precision": {"name": None, "param": "/".join(dtypes), "compute": None, "grad": None, "reduce": None},
+        "target": None,
+        "world_size": rank.world_size,
+        "threads_per_rank": torch.get_num_threads(),
+        "oversubscribed": device.type == "cpu" and rank.local_world_size * torch.get_num_threads() > cores,
+        "device_name": describe_device(device),
+        "notes": ["measured within its own loop, by Probe.attach"],
+        "data": None,
+        "environment": environment.capture(),
+        "model": {
+            "name": type(model).__name__,
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+    }
+
+
+def _size(batch: Any) -> int:
+    """Samples in a batch: the length of its first tensor; 0 where there is none."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.dim() else 0
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((size for value in values if (size := _size(value))), 0)
+
+
+def _is_wrapped(model: nn.Module) -> bool:
+    return isinstance(model, DistributedDataParallel)
