@@ -15,9 +15,8 @@ import atexit
 import contextlib
 import os
 import socket
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +32,12 @@ from ..profiles.capture.group import record_default_group
 from ..profiles.capture.memory import peaks
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
-from ..profiles.records import SCHEMA, Role
+from ..profiles.records import Role
 from ..profiles.runfolder import RunFolder, appending
-from ..profiles.storage import OutputError
-from . import environment
-from .assemble import describe_device, start_record
+from .assemble import start_record
 from .errors import Exit
 from .lock import locked
-from .ranks import Rank
+from .own_job import own_rank, run_json, samples_in, share_folder
 from .supervision.verdict import status
 from .text import redacted
 
@@ -74,7 +71,7 @@ class Probe:
     def __init__(self, model: nn.Module, optimizer: Any, out: Path, name: str, warmup: int) -> None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._device = device
-        self._rank = _rank()
+        self._rank = own_rank()
         self._stack = contextlib.ExitStack()
         self._warmup = warmup
         self._index = 0
@@ -84,24 +81,28 @@ class Probe:
         comm = None
         world = self._rank.world_size
         if world > 1:
-            self.folder = _share_folder(self._rank, out, name)
+            self.folder = share_folder(self._rank, out, name)
         else:
             self.folder = RunFolder.create(out, name)
         self._leads = self._rank.rank == 0
-        self._run_json = _run_json(model, optimizer, self.folder, name, self._rank, device)
+        self._run_json = run_json(model, self.folder, name, self._rank, device)
+        if isinstance(model, DistributedDataParallel):
+            self._run_json["comm_unknown"] = "the probe was attached after the model was wrapped"
         if self._leads:
             self._stack.enter_context(locked(self.folder.path))
             self.folder.write("run.json", self._run_json)
             self.folder.write("status.json", status("running", None))
         if world > 1:
-            if _is_wrapped(model):
+            if isinstance(model, DistributedDataParallel):
+                # Its reducer keeps the group that it was made with.
                 warnings.warn(
                     "Probe.attach after the model was wrapped: its collectives are not seen; attach before",
                     stacklevel=3,
                 )
-            comm = CommRecorder()
-            comm.timeline, comm.sees_ends = timeline_for(device), device.type == "cpu"
-            record_default_group(comm, device.type)
+            else:
+                comm = CommRecorder()
+                comm.timeline, comm.sees_ends = timeline_for(device), device.type == "cpu"
+                record_default_group(comm, device.type)
         self._write = self._stack.enter_context(appending(self.folder.rank_file(self._rank.rank)))
         self._write(start_record(self._rank, device, torch.get_num_threads()))
         self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, memory_step=None)
@@ -128,7 +129,7 @@ class Probe:
                     batch = next(source)
                 except StopIteration:
                     break
-            self._samples += _size(batch)
+            self._samples += samples_in(batch)
             yield batch
         self._drop()
 
@@ -222,87 +223,3 @@ class _OwnStep:
     role: Role
     lr: float = 0.0
     samples: int = 0
-
-
-def _rank() -> Rank:
-    if not distributed.is_initialized():
-        return Rank(rank=0, local_rank=0, world_size=1, local_world_size=1)
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    local, here = (int(os.environ.get(name, "-1")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    return Rank(
-        rank=rank,
-        local_rank=rank if local < 0 else local,
-        world_size=world,
-        local_world_size=world if here < 0 else here,
-    )
-
-
-def _share_folder(rank: Rank, out: Path, name: str) -> RunFolder:
-    """One folder for all ranks: rank 0 makes it, or tells the others why it could not."""
-    told: list[Any] = [None]
-    if rank.rank == 0:
-        try:
-            told = [RunFolder.create(out, name).run_id]
-        except OutputError as error:
-            told = [error]
-    distributed.broadcast_object_list(told)
-    if isinstance(told[0], OutputError):
-        raise told[0]
-    path = out.resolve() / told[0]
-    return RunFolder(path) if path.is_dir() else RunFolder.join(out, told[0])[0]
-
-
-def _run_json(
-    model: nn.Module, optimizer: Any, folder: RunFolder, name: str, rank: Rank, device: torch.device
-) -> dict[str, Any]:
-    """What can be known of a job that is not ours. Batch sizes are filled in after the first step."""
-    parameters = list(model.parameters())
-    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-    cores = environment.available_cores()
-    return {
-        "schema": SCHEMA,
-        "run_id": folder.run_id,
-        "name": name,
-        "command": [redacted(argument) for argument in sys.argv],
-        "config": {
-            "strategy": "own",
-            "engine": "own",
-            "launcher": "own",
-            "device": device.type,
-            "nodes": max(1, rank.world_size // max(1, rank.local_world_size)),
-            "model": type(model).__name__,
-            "micro_batch": None,
-            "grad_accumulation": None,
-            "global_batch": None,
-            "checkpointing": None,
-            "compile": None,
-            "probe": "on",
-            "record_grad_norm": False,
-        },
-        "precision": {"name": None, "param": "/".join(dtypes), "compute": None, "grad": None, "reduce": None},
-        "target": None,
-        "world_size": rank.world_size,
-        "threads_per_rank": torch.get_num_threads(),
-        "oversubscribed": device.type == "cpu" and rank.local_world_size * torch.get_num_threads() > cores,
-        "device_name": describe_device(device),
-        "notes": ["measured within its own loop, by Probe.attach"],
-        "data": None,
-        "environment": environment.capture(),
-        "model": {
-            "name": type(model).__name__,
-            "parameters": sum(parameter.numel() for parameter in parameters),
-            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        },
-    }
-
-
-def _size(batch: Any) -> int:
-    """Samples in a batch: the length of its first tensor; 0 where there is none."""
-    if isinstance(batch, torch.Tensor):
-        return len(batch) if batch.dim() else 0
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((size for value in values if (size := _size(value))), 0)
-
-
-def _is_wrapped(model: nn.Module) -> bool:
-    return isinstance(model, DistributedDataParallel)

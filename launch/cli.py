@@ -20,6 +20,7 @@ from .text import plain
 # Name, module in commands/, and what it does; modules are imported when their verb is used.
 COMMANDS = {
     "run": "train one model under one strategy and write a run folder",
+    "report": "rebuild the summary of run folders, and print it",
     "data": "make a set of driving scenes, or check one against its manifest",
 }
 

@@ -10,22 +10,38 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+CAUSES = {
+    "free_wire": "communication (a free wire)",
+    "cached_batch": "input (one cached batch)",
+    "no_optimizer": "the optimizer's update",
+    "no_recompute": "recomputing activations",
+}
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def run_table(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> RenderableType:
     """Throughput, where the step goes, and model state, from a summary.json. `law` is the evaluated law of run.json."""
-    return Group(Text(), _headline(summary), _phases(summary), _memory(summary, law), *_rest(summary))
+    memory = [] if summary["strategy"] == "own" else [_memory(summary, law)]
+    return Group(
+        Text(),
+        _headline(summary),
+        _phases(summary),
+        *_communication(summary),
+        *_tail(summary),
+        *memory,
+        *_rest(summary),
+    )
 
 
 def _headline(summary: Mapping[str, Any]) -> Text:
     parameters = summary["model"]["parameters"]
     size = "" if parameters is None else f" ({parameters:,} parameters)"
     ranks = f"{summary['world_size']} x {summary['device']}" + (", oversubscribed" if summary["oversubscribed"] else "")
-    how = [summary["strategy"], summary["precision"]["name"]]
-    how += [f"{summary['checkpointing']} checkpointing"] if summary["checkpointing"] != "none" else []
+    own = summary["strategy"] == "own"
+    how = ["its own loop"] if own else [summary["strategy"], summary["precision"]["name"]]
+    how += [f"{summary['checkpointing']} checkpointing"] if summary["checkpointing"] not in (None, "none") else []
     how += ["compiled"] if summary["compile"] else []
-    how += [f"through {summary['engine']}"] if summary["engine"] != "native" else []
+    how += [f"through {summary['engine']}"] if summary["engine"] not in ("own", "native") else []
     line = f"{summary['model']['name']}{size}  {'  '.join(how)}  {ranks}"
     return Text(line, style="bold")
 
@@ -48,6 +64,45 @@ def _phases(summary: Mapping[str, Any]) -> Table:
         table.add_section()
         table.add_row("step", f"{step['mean'] * 1e3:.1f}", median, "100.0%", _interval(step["ci95"], 1e3, "ms"))
     return table
+
+
+def _communication(summary: Mapping[str, Any]) -> list[Text]:
+    comm = summary["comm"]
+    if summary["world_size"] == 1 or comm["exposed_seconds"] is None:
+        return []
+    payload = ", ".join(f"{kind} {size(count)}" for kind, count in comm["payload_bytes_per_step"].items() if count)
+    lines = [f"{comm['calls_per_step']:.0f} collectives a step, payload {payload or 'nothing'}"]
+    if comm["waiting_seconds"] is not None:
+        parts = ", ".join(f"{name} {_ms(comm[f'{name}_seconds'])}" for name in ("waiting", "transfer", "queued"))
+        lines.append(f"exposed {_ms(comm['exposed_seconds'])} a step: {parts}")
+    else:
+        lines.append(f"why communication was exposed is not known: {summary['reasons']['comm.waiting_seconds']}")
+    if (late := comm["straggler"]) is not None:
+        lines.append(
+            f"rank {late['rank']} is late, from its {late['cause']} on: {_ms(late['excess_seconds'])} a step more of "
+            f"its own than the others, last in {late['share']:.0%} of the steps"
+        )
+    return [Text(line) for line in lines]
+
+
+def _tail(summary: Mapping[str, Any]) -> list[RenderableType]:
+    if summary["counterfactual"] is None:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("without it a step saves")
+    table.add_column("ms", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for cause, row in summary["counterfactual"].items():
+        table.add_row(CAUSES[cause], f"{row['headroom_seconds'] * 1e3:.1f}", _interval(row["ci95"], 1e3, "ms"))
+    if (cost := summary["overhead"]) is not None:
+        table.add_section()
+        spread = _interval(cost["ci95"], 100, "%")
+        table.add_row("measuring, share of the bare step", f"{cost['share_of_step']:.2%}", spread)
+    return [table]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
 
 
 def _memory(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Table:
@@ -87,7 +142,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         lines.append(f"held-out {quality['metric']}: best {quality['best']:.3f}")
     for event in summary["events"]:
         failed = f", {event['failed']} of them FAILED" if event["failed"] else ""
-        lines.append(f"{event['kind']}: {event['count']} x{failed}, {event['seconds']:.1f} s in all, outside the steps")
+        lines.append(f"{event['kind']}: {event['count']} x{failed}, {event['seconds']:.3g} s in all, outside the steps")
     return [Text(line) for line in lines]
 
 

@@ -61,7 +61,7 @@ def communication(run: Run) -> Communication:
         comm = [record.comm for record in records if record.comm and record.comm.plan in rank.comm_plans]
         begin_ns = [record.begin_ns for record in records if record.begin_ns is not None]
         if not len(records) == len(comm) == len(begin_ns):
-            why = f"rank {rank.rank} has no record of its collectives"
+            why = run.run_json.get("comm_unknown") or f"rank {rank.rank} has no record of its collectives"
             return Communication(exposed=None, split=None, plans=[], why_unknown=why)
         ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
     plans = [ranks[0].plans[step.plan] for step in ranks[0].steps]

@@ -87,6 +87,9 @@ def summarise(run: Run) -> dict[str, Any]:
     }
     if summary["loss"] is None:
         null("loss", "no step was recorded" + (" (--probe off)" if config["probe"] == "off" else ""))
+    elif config["strategy"] == "own" and not any(rank.steps[0].losses for rank in run.ranks if rank.steps):
+        summary["loss"] = None
+        null("loss", "the loop did not tell its losses; probe.loss(loss) does")
     return {**summary, "reasons": dict(sorted(reasons.items()))}
 
 

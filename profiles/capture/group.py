@@ -16,6 +16,7 @@ from torch._C import _distributed_c10d as c10d
 from torch.autograd import graph as autograd_graph
 from torch.distributed import ProcessGroup
 
+from . import free_wire
 from .comm import Collective, CommRecorder
 
 PREFIX = "recorded_"
@@ -165,83 +166,33 @@ def _bytes(value: Any) -> int:
     return sum(_bytes(each) for each in value)
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [tensor for each in value for tensor in _tensors(each)]
-
-
-def _keep(group: RecordingGroup, arguments: Sequence[Any]) -> None:
-    """The free wire's contents where a tensor is changed in place: its own."""
-
-
-def _gather(group: RecordingGroup, arguments: Sequence[Any]) -> None:
-    """This rank's part in its place, zeros in the others', and as much to write as of the true parts. Its own part
-    there would bring what pads it, which is memory that nobody has set, to where numbers are read."""
-    outputs, parts = _tensors(arguments[0]), _tensors(arguments[1])
-    size = group.size()
-    if len(outputs) == len(parts):
-        slots = [(slot, part) for output, part in zip(outputs, parts, strict=True) for slot in output.chunk(size)]
-    else:
-        slots = [(output, parts[index // size]) for index, output in enumerate(outputs)]
-    for index, (slot, part) in enumerate(slots):
-        if index % size == group.rank():
-            slot.copy_(part.view_as(slot))
-        else:
-            slot.zero_()
-
-
-def _scatter(group: RecordingGroup, arguments: Sequence[Any]) -> None:
-    """This rank's part of its own sum."""
-    outputs, inputs = _tensors(arguments[0]), _tensors(arguments[1])
-    per_output = len(inputs) // max(1, len(outputs))
-    for index, output in enumerate(outputs):
-        if per_output > 1:
-            output.copy_(inputs[index * per_output + group.rank()].view_as(output))
-        else:
-            output.view(-1).copy_(inputs[index].reshape(group.size(), -1)[group.rank()])
-
-
-def _exchange(group: RecordingGroup, arguments: Sequence[Any]) -> None:
-    """What this rank would send, as if received."""
-    for output, part in zip(_tensors(arguments[0]), _tensors(arguments[1]), strict=False):
-        count = min(output.numel(), part.numel())
-        output.zero_()
-        output.view(-1)[:count].copy_(part.reshape(-1)[:count])
-
-
-def _receive(group: RecordingGroup, arguments: Sequence[Any]) -> None:
-    for tensor in _tensors(arguments[0]):
-        tensor.zero_()
-
-
 # Method of ProcessGroup -> kind, which argument holds the whole unsharded payload, what a free wire leaves behind.
 # Names differ by version of torch: those that a version does not have are left out.
-_COLLECTIVES: dict[str, tuple[str, int | None, Callable[[RecordingGroup, Sequence[Any]], None]]] = {
-    "allreduce": ("all_reduce", 0, _keep),
-    "allreduce_coalesced": ("all_reduce", 0, _keep),
-    "allgather": ("all_gather", 0, _gather),
-    "allgather_coalesced": ("all_gather", 0, _gather),
-    "_allgather_base": ("all_gather", 0, _gather),
-    "all_gather_single": ("all_gather", 0, _gather),
-    "allgather_into_tensor_coalesced": ("all_gather", 0, _gather),
-    "all_gather_single_coalesced": ("all_gather", 0, _gather),
-    "reduce_scatter": ("reduce_scatter", 1, _scatter),
-    "_reduce_scatter_base": ("reduce_scatter", 1, _scatter),
-    "reduce_scatter_single": ("reduce_scatter", 1, _scatter),
-    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 1, _scatter),
-    "reduce_scatter_single_coalesced": ("reduce_scatter", 1, _scatter),
-    "alltoall": ("all_to_all", 1, _exchange),
-    "alltoall_base": ("all_to_all", 1, _exchange),
-    "all_to_all_single": ("all_to_all", 1, _exchange),
-    "broadcast": ("broadcast", 0, _keep),
-    "reduce": ("reduce", 0, _keep),
-    "gather": ("gather", 1, _exchange),
-    "scatter": ("scatter", 0, _exchange),
-    "send": ("send", 0, _keep),
-    "recv": ("recv", 0, _receive),
-    "recv_anysource": ("recv", 0, _receive),
-    "barrier": ("barrier", None, _keep),
+_COLLECTIVES: dict[str, tuple[str, int | None, Callable[[ProcessGroup, Sequence[Any]], None]]] = {
+    "allreduce": ("all_reduce", 0, free_wire.keep),
+    "allreduce_coalesced": ("all_reduce", 0, free_wire.keep),
+    "allgather": ("all_gather", 0, free_wire.gather),
+    "allgather_coalesced": ("all_gather", 0, free_wire.gather),
+    "_allgather_base": ("all_gather", 0, free_wire.gather),
+    "all_gather_single": ("all_gather", 0, free_wire.gather),
+    "allgather_into_tensor_coalesced": ("all_gather", 0, free_wire.gather),
+    "all_gather_single_coalesced": ("all_gather", 0, free_wire.gather),
+    "reduce_scatter": ("reduce_scatter", 1, free_wire.scatter),
+    "_reduce_scatter_base": ("reduce_scatter", 1, free_wire.scatter),
+    "reduce_scatter_single": ("reduce_scatter", 1, free_wire.scatter),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 1, free_wire.scatter),
+    "reduce_scatter_single_coalesced": ("reduce_scatter", 1, free_wire.scatter),
+    "alltoall": ("all_to_all", 1, free_wire.exchange),
+    "alltoall_base": ("all_to_all", 1, free_wire.exchange),
+    "all_to_all_single": ("all_to_all", 1, free_wire.exchange),
+    "broadcast": ("broadcast", 0, free_wire.keep),
+    "reduce": ("reduce", 0, free_wire.keep),
+    "gather": ("gather", 1, free_wire.exchange),
+    "scatter": ("scatter", 0, free_wire.exchange),
+    "send": ("send", 0, free_wire.keep),
+    "recv": ("recv", 0, free_wire.receive),
+    "recv_anysource": ("recv", 0, free_wire.receive),
+    "barrier": ("barrier", None, free_wire.keep),
 }
 # On gloo these are an all-reduce of a copy, cut afterwards (ProcessGroupGloo.cpp), as which their end can be seen.
 _AS_ALL_REDUCE = frozenset({"_reduce_scatter_base", "reduce_scatter_single"})
@@ -269,7 +220,7 @@ def _recorded(method: str) -> Callable[..., Any]:
         recorder = self.recorder
         if recorder.free:
             free(self, arguments)
-            return _done(_tensors(arguments[0]) if payload_at is not None else [])
+            return _done(free_wire.tensors(arguments[0]) if payload_at is not None else [])
         if not recorder.recording:
             return getattr(self.inner, method)(*arguments, **options)
         payload = 0 if payload_at is None else _bytes(arguments[payload_at])

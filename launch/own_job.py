@@ -1,0 +1,99 @@
+"""What can be known of a job that runs under its own loop: its rank, its folder, its run.json, its batches."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from ..profiles.records import SCHEMA
+from ..profiles.runfolder import RunFolder
+from ..profiles.storage import OutputError
+from . import environment
+from .assemble import describe_device
+from .ranks import Rank
+from .text import redacted
+
+
+def own_rank() -> Rank:
+    """This process among those of its default group; alone where there is none."""
+    if not distributed.is_initialized():
+        return Rank(rank=0, local_rank=0, world_size=1, local_world_size=1)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    local, here = (int(os.environ.get(name, "-1")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    return Rank(
+        rank=rank,
+        local_rank=rank if local < 0 else local,
+        world_size=world,
+        local_world_size=world if here < 0 else here,
+    )
+
+
+def share_folder(rank: Rank, out: Path, name: str) -> RunFolder:
+    """One folder for all ranks: rank 0 makes it, or tells the others why it could not."""
+    told: list[Any] = [None]
+    if rank.rank == 0:
+        try:
+            told = [RunFolder.create(out, name).run_id]
+        except OutputError as error:
+            told = [error]
+    distributed.broadcast_object_list(told)
+    if isinstance(told[0], OutputError):
+        raise told[0]
+    path = out.resolve() / told[0]
+    return RunFolder(path) if path.is_dir() else RunFolder.join(out, told[0])[0]
+
+
+def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device: torch.device) -> dict[str, Any]:
+    """What can be known of a job that is not ours. Batch sizes are filled in after the first step."""
+    parameters = list(model.parameters())
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    cores = environment.available_cores()
+    return {
+        "schema": SCHEMA,
+        "run_id": folder.run_id,
+        "name": name,
+        "command": [redacted(argument) for argument in sys.argv],
+        "config": {
+            "strategy": "own",
+            "engine": "own",
+            "launcher": "own",
+            "device": device.type,
+            "nodes": max(1, rank.world_size // max(1, rank.local_world_size)),
+            "model": type(model).__name__,
+            "micro_batch": None,
+            "grad_accumulation": None,
+            "global_batch": None,
+            "checkpointing": None,
+            "compile": None,
+            "probe": "on",
+            "record_grad_norm": False,
+        },
+        "precision": {"name": None, "param": "/".join(dtypes), "compute": None, "grad": None, "reduce": None},
+        "target": None,
+        "world_size": rank.world_size,
+        "threads_per_rank": torch.get_num_threads(),
+        "oversubscribed": device.type == "cpu" and rank.local_world_size * torch.get_num_threads() > cores,
+        "device_name": describe_device(device),
+        "notes": ["measured within its own loop, by Probe.attach"],
+        "data": None,
+        "environment": environment.capture(),
+        "model": {
+            "name": type(model).__name__,
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+    }
+
+
+def samples_in(batch: Any) -> int:
+    """Samples in a batch: the length of its first tensor; 0 where there is none."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.dim() else 0
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((count for value in values if (count := samples_in(value))), 0)
