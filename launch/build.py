@@ -48,7 +48,7 @@ def prepare(model: nn.Module, blocks: Sequence[nn.Module], name: str, setting: S
     """Apply precision, checkpointing and compilation to `model` in place."""
     apply_precision(model, name, PRECISIONS[setting.precision], setting.device)
     if setting.checkpointing != "none":
-        checkpoint_blocks(blocks, setting.checkpointing)
+        checkpoint_blocks(blocks, setting.checkpointing, compiled=setting.compile)
     if setting.compile:
         for block in blocks:
             block.forward = torch.compile(block.forward)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -46,14 +47,53 @@ def nothing_recomputed() -> Iterator[None]:
         _off = False
 
 
-def checkpoint_blocks(blocks: Sequence[nn.Module], how: str) -> None:
+# What is entered around each recomputation of a block, where somebody times it.
+_listener: AbstractContextManager[None] | None = None
+
+
+def timed_by(listener: AbstractContextManager[None] | None) -> None:
+    """Enter `listener` around every recomputation from now on; None for nothing. Not seen in compiled blocks."""
+    global _listener
+    _listener = listener
+
+
+def _contexts(inner: Callable[[], tuple[Any, Any]] | None) -> tuple[Any, Any]:
+    """What torch enters around a block's forward, and around its recomputation."""
+    forward, again = inner() if inner is not None else (contextlib.nullcontext(), contextlib.nullcontext())
+    return forward, _Timed(again)
+
+
+class _Timed:
+    """The context of a recomputation, within the listener's."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> None:
+        if _listener is not None:
+            _listener.__enter__()
+        self._inner.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
+        # torch leaves a recomputation by an exception as soon as it has what it needs: that ends it as well.
+        suppressed = self._inner.__exit__(kind, error, trace)
+        if _listener is not None:
+            _listener.__exit__(None, None, None)
+        return suppressed
+
+
+def checkpoint_blocks(blocks: Sequence[nn.Module], how: str, *, compiled: bool = False) -> None:
     """Make each of `blocks` compute its activations again in backward: all (`full`), or the cheap ones (`selective`).
+    torch's compiler takes no other context for that than its own: `compiled` blocks are not timed.
 
     The module tree and its names stay as they are; hooks of a wrapper around a block run once, outside.
     """
     options: dict[str, Any] = {"use_reentrant": False}
-    if how == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_the_expensive)
+    selective = functools.partial(create_selective_checkpoint_contexts, _keep_the_expensive)
+    if compiled:
+        options |= {"context_fn": selective} if how == "selective" else {}
+    else:
+        options["context_fn"] = functools.partial(_contexts, selective if how == "selective" else None)
     for block in blocks:
         block.forward = _checkpointed(block.forward, options)
 

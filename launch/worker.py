@@ -27,7 +27,7 @@ from ..profiles.capture.window import WindowProbe
 from ..profiles.records import TRAINING, StepRecord
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
-from . import strategies
+from . import recompute, strategies
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig, is_user_model
@@ -120,7 +120,9 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 at=pulse.at,
                 finite=job.finite,
                 comm=comm,
+                times_recompute=config.checkpointing != "none" and not config.compile,
             )
+            recompute.timed_by(probe.recomputing)
         else:
             probe = WindowProbe(write, timeline, at=pulse.at)
         saver = Saver(job)

@@ -87,7 +87,8 @@ class StepRecord(_Record):
     """One optimizer step of one rank. `phases` holds exposed seconds by phase; the rest of `seconds` is in none.
 
     `skipped` steps left the weights alone, because a gradient overflowed under dynamic loss scaling. `not_finite` names
-    the first tensor of the step on this rank that was not finite, of those that are watched.
+    the first tensor of the step on this rank that was not finite, of those that are watched. `recompute_seconds` of
+    backward went into computing activations again; null where that was not timed.
     """
 
     kind: Literal["step"] = "step"
@@ -104,6 +105,7 @@ class StepRecord(_Record):
     grad_replicas: int | None = None
     skipped: bool = False
     not_finite: str | None = None
+    recompute_seconds: float | None = None
     begin_ns: int | None = None
     comm: CommRecord | None = None
 

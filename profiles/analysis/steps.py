@@ -76,18 +76,24 @@ def phases(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     return found
 
 
-def detail(run: Run, known: Communication, null: Null) -> dict[str, Any]:
-    if known.exposed is None:
-        null("detail.optimizer_comm_seconds", known.why_unknown)
+def detail(run: Run, communication: Communication, null: Null) -> dict[str, Any]:
+    if communication.exposed is None:
+        null("detail.optimizer_comm_seconds", communication.why_unknown)
         in_optimizer = None
     else:
-        in_optimizer = float(np.mean(known.exposed.phases.get("optimizer", 0.0)))
-    if run.run_json["config"]["checkpointing"] != "none":
+        in_optimizer = float(np.mean(communication.exposed.phases.get("optimizer", 0.0)))
+    how = run.run_json["config"]["checkpointing"]
+    timed = [rank.measured[step].recompute_seconds for rank in run.ranks for step in run.complete_steps]
+    known = [seconds for seconds in timed if seconds is not None]
+    recompute = 0.0 if how == "none" else None
+    if known and len(known) == len(timed):
+        recompute = float(np.mean(known))
+    elif how != "none":
         null("detail.recompute_seconds", "recompute is part of backward and was not timed apart")
     if not run.complete_steps:
         null("detail.host_data_seconds", "no measured step was recorded")
     return {
-        "recompute_seconds": 0.0 if run.run_json["config"]["checkpointing"] == "none" else None,
+        "recompute_seconds": recompute,
         "host_data_seconds": float(run.matrix(lambda s: s.host_data_seconds).mean()) if run.complete_steps else None,
         "optimizer_comm_seconds": in_optimizer,
     }

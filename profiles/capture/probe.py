@@ -47,7 +47,7 @@ class Probe:
     `write` takes each record some time after it is complete; `watch` sees each step's record right after and may raise,
     at once where a number is not finite. `memory_step` is the step at which model state is counted: one after the
     first, so that the optimizer has its own. `at` hears of every phase and event as it begins; `finite` tells which
-    tensors of a step were not finite; `comm` keeps what collectives did.
+    tensors of a step were not finite; `comm` keeps what collectives did; `times_recompute` if `recomputing` is entered.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Probe:
         at: Callable[[int | None, str | None], None] = lambda step, phase: None,
         finite: FiniteWatch | None = None,
         comm: CommRecorder | None = None,
+        times_recompute: bool = False,
     ) -> None:
         self._write = write
         self._at = at
@@ -73,6 +74,9 @@ class Probe:
         self._measured = 0
         self._steps = StepWriter(write, timeline, watch, comm)
         self._phases: dict[str, _Phase] = {}
+        self._times_recompute = times_recompute
+        self.recomputing = _Recomputing(self)
+        """Around each recomputation of activations, within backward."""
 
     def step(self, step: ScheduledStep) -> AbstractContextManager[None]:
         """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
@@ -139,6 +143,8 @@ class _Step:
     def __enter__(self) -> None:
         probe, step = self._probe, self._step
         probe._current = probe._steps.begin(step)
+        if probe._times_recompute:
+            probe._current.recomputed = []
         if probe._comm is not None:
             measured = step.role == "measured"
             probe._comm.open(exact=measured and probe._measured % EXACT_EVERY == EXACT_FIRST)
@@ -190,3 +196,20 @@ class _Phase:
         probe._current.phases.append((self._name, self._begin, end))
         if self._name == "data":
             probe._current.host_data_ns += probe._timeline.host_ns(end)
+
+
+class _Recomputing:
+    """A recomputation that the probe is in. They do not nest."""
+
+    __slots__ = ("_begin", "_probe")
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+
+    def __enter__(self) -> None:
+        self._begin = self._probe._timeline.mark()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        current = self._probe._current
+        if current is not None and current.recomputed is not None:
+            current.recomputed.append((self._begin, self._probe._timeline.mark()))

@@ -58,6 +58,7 @@ class NotedStep:
     end: Any = None
     phases: list[tuple[str, Any, Any]] = field(default_factory=list)
     host_data_ns: int = 0
+    recomputed: list[tuple[Any, Any]] | None = None
     scalars: list[torch.Tensor] = field(default_factory=list)
     losses: int = 0
     grad_replicas: int | None = None
@@ -208,6 +209,9 @@ class StepWriter:
             grad_replicas=noted.grad_replicas,
             skipped=bool(scalars[-1]) if isinstance(noted.skipped, torch.Tensor) else noted.skipped,
             not_finite=first_not_finite(noted.watched),
+            recompute_seconds=None
+            if noted.recomputed is None
+            else sum(self._timeline.seconds(begin, end) for begin, end in noted.recomputed),
             begin_ns=noted.begin_ns,
             comm=comm,
         )
