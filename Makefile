@@ -11,7 +11,7 @@ override PY := $(VENV)/bin/python
 override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format faults bench test-gpu clean
+.PHONY: help install run test check format faults truth bench test-gpu clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
@@ -46,6 +46,9 @@ format: install ## let ruff rewrite the sources
 
 faults: install ## plant every fault of docs/faults.md for real, and print what a run did about it
 	@$(PY) -m tests.faults
+
+truth: install ## plant known causes in real runs, and print planted against measured
+	@$(PY) -m tests.truth
 
 bench: install ## measure the strategies against DDP, our loop and loader against plain PyTorch and webdataset
 	@$(PY) -m tests.bench
