@@ -46,6 +46,13 @@ def two_hosts() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+def limit(names: Sequence[str], megabits: int) -> None:
+    """Let the wire take `megabits` (10^6 bits) a second in each direction."""
+    for index, name in enumerate(names):
+        command = ["tc", "qdisc", "add", "dev", f"wire{index}", "root", "tbf", "rate", f"{megabits}mbit"]
+        subprocess.run(on(name, [*command, "burst", "64kb", "latency", "50ms"]), check=True, capture_output=True)
+
+
 def cut(name: str, index: int) -> None:
     """Cut the wire, without a word to anybody."""
     _ip("-n", name, "link", "set", f"wire{index}", "down")

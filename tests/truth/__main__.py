@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-CHECKS = ("closure", "delays", "stragglers")
+CHECKS = ("closure", "delays", "stragglers", "wire")
 
 
 def main() -> int:

@@ -13,6 +13,8 @@ from scalelab.profiles.analysis.load import Run
 from scalelab.profiles.analysis.straggler import own_phases
 from scipy import stats
 
+from tests.support import hosts
+from tests.truth import wire as wires
 from tests.truth.training import WARMUP, Delay, planted
 
 SHARDING = [name for name in strategies.names() if name != "single"]
@@ -22,6 +24,8 @@ UNATTRIBUTED_BOUND = 0.02
 DELAY_TOLERANCE = 0.10
 DELAYS = {"data": 0.030, "forward": 0.020, "optimizer": 0.020}
 STRAGGLER_SECONDS = 0.040
+WIRE_BYTES_TOLERANCE = 0.03
+WIRE_SECONDS_TOLERANCE = 0.10
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,37 @@ def stragglers(place: Path) -> Iterator[Line]:
             yield Line(
                 named and close, f"{name}, 40 ms in rank 1's {phase}: {said}; rank 0 waits {waited * 1e3:+.1f} ms more"
             )
+
+
+def wire(place: Path) -> Iterator[Line]:
+    """A wire of 200 Mbit between two network namespaces: bytes, transfer, and what a free wire would save."""
+    if (reason := hosts.why_not()) is not None:
+        yield Line(True, f"skipped: {reason}")
+        return
+    for number, name in enumerate(STRAGGLING):
+        with hosts.two_hosts() as names:
+            hosts.limit(names, wires.MEGABITS)
+            summary, seen = wires.measure(place, names, name, wires.PORT + 10 * number)
+        rate = float(np.mean([rate for rank in seen for rate in rank["bytes_per_second"]]))
+        for rank, row in enumerate(seen):
+            ratio = row["sent_bytes"] / row["payload"]
+            yield Line(
+                abs(ratio - 1) <= WIRE_BYTES_TOLERANCE,
+                f"{name} rank {rank}: the interface sent {row['sent_bytes']:,} bytes, by formula "
+                f"{row['payload']:,.0f}: {ratio:.3f}",
+            )
+        comm = summary["comm"]
+        expected = comm["wire_bytes_per_step"] / rate
+        ratio = comm["transfer_seconds"] / expected
+        yield Line(
+            abs(ratio - 1) <= WIRE_SECONDS_TOLERANCE,
+            f"{name}: transfer {comm['transfer_seconds'] * 1e3:.1f} ms a step, bytes over a TCP stream's "
+            f"{rate / 1e6:.1f} MB/s {expected * 1e3:.1f} ms: {ratio:.3f}",
+        )
+        free = float(np.mean([row["headroom_seconds"] for row in seen]))
+        ratio = comm["exposed_seconds"] / free
+        yield Line(
+            abs(ratio - 1) <= WIRE_SECONDS_TOLERANCE,
+            f"{name}: exposed {comm['exposed_seconds'] * 1e3:.1f} ms a step, a free wire saves {free * 1e3:.1f} ms: "
+            f"{ratio:.3f}",
+        )

@@ -17,6 +17,7 @@ from scalelab.launch.loop import train
 from scalelab.launch.ranks import Rank
 from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
+from scalelab.launch.strategies._contract import Sharded
 from scalelab.profiles.analysis.load import Run, load_run
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.capture.probe import Probe
@@ -78,8 +79,19 @@ def _work(times: int, matrix: torch.Tensor) -> None:
         x = torch.tanh(x @ matrix)
 
 
-def train_planted(rank: Rank, name: str, steps: int, delays: tuple[Delay, ...], work: int, out: str) -> Witness:
-    """Train the micro model under strategy `name`; the rank's records go to the run folder `out`."""
+def train_planted(
+    rank: Rank,
+    name: str,
+    steps: int,
+    delays: tuple[Delay, ...],
+    work: int,
+    out: str,
+    width: int = WIDTH,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[Sharded, Iterator[Any], Probe], None] = lambda run, batches, probe: None,
+) -> Witness:
+    """Train the micro model under strategy `name`; the rank's records go to the run folder `out`. `before` is called
+    when all is ready, `after` may go on with the run."""
     (setting, *_) = supported(strategies.load(name), [BASE])
     witness, place = Witness(), {"step": 0}
     matrix = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)) / 16
@@ -93,7 +105,7 @@ def train_planted(rank: Rank, name: str, steps: int, delays: tuple[Delay, ...], 
                 witness.delays.append(time.perf_counter() - began)
 
     torch.manual_seed(0)
-    model = micro_model.build_model(WIDTH)
+    model = micro_model.build_model(width)
     plain = model.forward
 
     def forward(batch: Any) -> torch.Tensor:
@@ -126,9 +138,12 @@ def train_planted(rank: Rank, name: str, steps: int, delays: tuple[Delay, ...], 
             Step(index=i, role="warmup" if i < WARMUP else "measured", lr=1e-3, samples=3)
             for i in range(WARMUP + steps)
         ]
+        before()
         witness.begin = time.perf_counter()
-        train(run, feed(), schedule, probe, lambda batch: batch)
+        batches = feed()
+        train(run, batches, schedule, probe, lambda batch: batch)
         witness.end = time.perf_counter()
+        after(run, batches, probe)
         probe.close()
     run.close()
     return witness
@@ -138,6 +153,14 @@ def planted(
     out: Path, name: str, steps: int, *delays: Delay, work: int = 4, world_size: int = 2
 ) -> tuple[dict[str, Any], Run, list[Witness]]:
     """The summary and records of a run with `delays`, and what each rank's model saw."""
+    folder = new_folder(out, name, world_size)
+    witnesses = ranks.run_ranks(train_planted, world_size, name, steps, delays, work, str(folder.path))
+    run = load_run(folder)
+    return summarise(run), run, witnesses
+
+
+def new_folder(out: Path, name: str, world_size: int) -> RunFolder:
+    """A run folder whose run.json says of such a training what analysis asks for."""
     folder = RunFolder.create(out, name)
     config = {
         "strategy": name, "engine": "native", "launcher": "fork", "device": "cpu", "micro_batch": 3,
@@ -151,6 +174,4 @@ def planted(
             "precision": {"name": "fp32"}, "target": None, "config": config,
         },
     )  # fmt: skip
-    witnesses = ranks.run_ranks(train_planted, world_size, name, steps, delays, work, str(folder.path))
-    run = load_run(folder)
-    return summarise(run), run, witnesses
+    return folder
