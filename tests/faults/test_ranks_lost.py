@@ -55,8 +55,9 @@ def test_a_killed_rank_is_named_with_its_phase(tmp_path: Path, timed: Timed, pha
     assert "SIGKILL" in found.status["cause"]
     if not early:
         assert [other["rank"] for other in found.status["consequences"]] == [1 - rank]
-        # The peer wrote what it had when it met the error; whoever is killed may lose the last half second.
-        assert found.steps(1 - rank) == 3
+        # The peer wrote what it had when it met the error, the step itself if it needed nothing more of the other;
+        # whoever is killed may lose the last half second.
+        assert found.steps(1 - rank) in ((3, 4) if phase == "optimizer" else (3,))
         assert found.steps(rank) <= 3
     assert found.left == []
 
