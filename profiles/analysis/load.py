@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..records import (
+    PHASES,
     TRAINING,
     BadSampleRecord,
     BlockRecord,
@@ -66,6 +69,16 @@ class Run:
         finished = [set(rank.measured) for rank in self.ranks]
         return sorted(set.intersection(*finished)) if finished else []
 
+    @functools.cached_property
+    def step_seconds(self) -> np.ndarray:
+        """Seconds of each complete step, (ranks, steps)."""
+        return self.matrix(lambda step: step.seconds)
+
+    @functools.cached_property
+    def phase_seconds(self) -> dict[str, np.ndarray]:
+        """Seconds of each phase as recorded, communication included, (ranks, steps)."""
+        return {name: self.matrix(lambda step, name=name: step.phases.get(name, 0.0)) for name in PHASES}
+
     def matrix(self, value: Callable[[StepRecord], float]) -> np.ndarray:
         """`value` of each measured step that every rank finished, as (ranks, steps)."""
         rows = [[value(rank.measured[step]) for step in self.complete_steps] for rank in self.ranks]
@@ -77,12 +90,26 @@ def load_run(folder: RunFolder) -> Run:
     run_json = folder.read("run.json")
     if run_json is None:
         raise ValueError(f"{folder.path}: holds no run.json, so it is no run folder")
+    with _uncollected():
+        ranks = tuple(_rank_records(folder, rank) for rank in folder.ranks())
     return Run(
         run_id=folder.run_id,
         run_json=run_json,
         status=folder.read("status.json") or {"state": "unknown", "exit_code": None},
-        ranks=tuple(_rank_records(folder, rank) for rank in folder.ranks()),
+        ranks=ranks,
     )
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within, the garbage collector does not look through the records again and again, which none of them needs."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _rank_records(folder: RunFolder, rank: int) -> RankRecords:

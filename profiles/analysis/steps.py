@@ -25,7 +25,7 @@ def step_seconds(run: Run, null: Null) -> dict[str, Any]:
         for name in ("median", "p10", "p90", "p99", "ci95"):
             null(f"step_seconds.{name}", "--probe off: the measured window is timed as a whole")
         return {**spread([]), "mean": float(np.mean([window.seconds / window.steps for window in windows]))}
-    found = spread(run.matrix(lambda step: step.seconds).mean(axis=0)) if steps else spread([])
+    found = spread(run.step_seconds.mean(axis=0)) if steps else spread([])
     for name, value in found.items():
         if value is None:
             null(
@@ -54,7 +54,7 @@ def phases(run: Run, known: Communication, null: Null) -> dict[str, Any]:
         for name in ALL_PHASES:
             null(f"phases.{name}", "no measured step was recorded")
         return found
-    total = run.matrix(lambda step: step.seconds)
+    total = run.step_seconds
     ledger = own_phases(run, known.exposed)
     if known.exposed is not None:
         ledger["comm_exposed"] = known.exposed.total

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import PHASES
 from .collectives import Exposed
 from .load import Run
 from .statistics import block_bootstrap_mean
@@ -34,7 +33,7 @@ def find_straggler(run: Run, exposed: Exposed, last: np.ndarray | None) -> Strag
     Its excess over the other ranks' mean must be above 5 % of the step, by the lower end of its interval, and it must
     be the last one in more steps than ranks that are alike would be, by the lower end of Wilson's interval (1927).
     """
-    steps = run.matrix(lambda step: step.seconds)
+    steps = run.step_seconds
     own = steps - exposed.total
     if own.shape[1] < 3:
         return f"{own.shape[1]} measured steps are too few to tell"
@@ -57,11 +56,8 @@ def own_phases(run: Run, exposed: Exposed | None) -> dict[str, np.ndarray]:
     """Seconds by (rank, step) of each phase without what it was blocked on communication, if that is known; the rest is
     unattributed."""
     blocked = exposed or Exposed(total=np.zeros(()), phases={})
-    steps = run.matrix(lambda step: step.seconds)
-    found = {}
-    for name in PHASES:
-        raw = run.matrix(lambda step, name=name: step.phases.get(name, 0.0))
-        found[name] = raw - blocked.phases.get(name, 0.0)
+    steps = run.step_seconds
+    found = {name: raw - blocked.phases.get(name, 0.0) for name, raw in run.phase_seconds.items()}
     found[UNATTRIBUTED] = steps - blocked.total - sum(found.values())
     return found
 
