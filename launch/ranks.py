@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -129,12 +129,17 @@ def join_ranks(rank: Rank, device: str, recorder: CommRecorder | None = None) ->
     return here
 
 
-def control_group() -> Callable[[list[int]], list[int]]:
-    """The largest of each number over all ranks, through a gloo group of its own: apart from what is measured."""
-    import torch
+def control_group() -> Any:
+    """A gloo group of its own for what ranks have to agree on: apart from what is measured."""
     from torch import distributed
 
-    group = distributed.new_group(backend="gloo")
+    return distributed.new_group(backend="gloo")
+
+
+def largest_over(group: Any) -> Callable[[list[int]], list[int]]:
+    """The largest of each number over the ranks of `group`; called on all of them together."""
+    import torch
+    from torch import distributed
 
     def combine(numbers: list[int]) -> list[int]:
         tensor = torch.tensor(numbers)

@@ -9,7 +9,7 @@ import contextlib
 import faulthandler
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,27 @@ from torch import distributed
 
 from ..models.contract import ModelSource, load_model
 from ..models.errors import ModelError
+from ..profiles.capture.clocks import compare_clocks, over
 from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
 from ..profiles.capture.memory import digest, peaks
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.capture.window import WindowProbe
-from ..profiles.records import TRAINING, StepRecord
+from ..profiles.records import TRAINING, Record, StepRecord
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
 from . import recompute, strategies
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig, is_user_model
+from .environment import boot_id
 from .errors import Exit, NumericError
 from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
 from .loop import train
 from .out_of_memory import Training
-from .ranks import Rank, control_group, join_ranks, store_of_hosts
+from .ranks import Rank, control_group, join_ranks, largest_over, store_of_hosts
 from .schedule import schedule
 from .setting import Setting
 from .stopping import Stopping
@@ -97,11 +99,14 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     with contextlib.ExitStack() as stack:
         comm = CommRecorder() if config.probe == "on" and rank.world_size > 1 else None
         device = join_ranks(rank, setting.device, comm)
-        combine = control_group() if rank.world_size > 1 else None
+        control = control_group() if rank.world_size > 1 else None
+        combine = None if control is None else largest_over(control)
+        boot_ids = _gathered(boot_id())
         stopping = Stopping(combine)
         stopping.listen()
         write = stack.enter_context(appending(folder.rank_file(rank.rank)))
         write(start_record(rank, device, torch.get_num_threads()))
+        _compare_clocks(rank, boot_ids, control, write)
         pulse.at(None, "building")
         job = _job(folder, rank, config, setting, device, run_json, at_hand)
         bad = bad_samples(config, write)
@@ -166,6 +171,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             )
             tail.run(pulse.step + 1 if pulse.step is not None else 0, pulse.median_seconds())
         probe.close()
+        _compare_clocks(rank, boot_ids, control, write)
         write(peaks(device, digest(job.run.parameters())))
     # Nobody leaves while a peer may still have something to receive from it.
     distributed.barrier()
@@ -177,6 +183,19 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     if stopping.agreed:
         return "stopped", stopping.agreed
     return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
+
+
+def _gathered(text: str) -> list[str]:
+    """`text` of every rank."""
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, text)
+    return found
+
+
+def _compare_clocks(rank: Rank, boot_ids: Sequence[str], control: Any, write: Callable[[Record], None]) -> None:
+    """Note how far the hosts' clocks are apart, where there are several; on all ranks together."""
+    if len(set(boot_ids)) > 1 and (reading := compare_clocks(rank.rank, boot_ids, *over(control))) is not None:
+        write(reading)
 
 
 def _located(error: NumericError, job: Job) -> NumericError:
@@ -228,9 +247,7 @@ def _job(
 
 def _refuse_unlike(source: ModelSource, fingerprint: int) -> None:
     """Raise ModelError when the ranks built different weights: some strategies would mix them."""
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, fingerprint)
-    if len(set(found)) > 1:
+    if len(set(_gathered(str(fingerprint)))) > 1:
         raise ModelError(
             f"{source.name}: build_model made different weights on different ranks; draw them from torch's, numpy's or "
             "random's global generator, which are seeded alike, and not from the time or the rank"

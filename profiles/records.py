@@ -110,6 +110,16 @@ class StepRecord(_Record):
     comm: CommRecord | None = None
 
 
+class ClockRecord(_Record):
+    """How far this host's monotonic clock is behind that of rank 0's host, at `at_ns` of its own, and by how much that
+    may be wrong. Written by the first rank of each other host, before and after the steps."""
+
+    kind: Literal["clock"] = "clock"
+    at_ns: int
+    offset_ns: int
+    residual_ns: int
+
+
 class EventRecord(_Record):
     """Something between steps. `step` is the step it follows; `values` holds what it found, if anything."""
 
@@ -176,6 +186,7 @@ class EndRecord(_Record):
 
 Record = (
     StartRecord
+    | ClockRecord
     | CommPlanRecord
     | StepRecord
     | EventRecord

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..records import ClockRecord
 from .load import Run
 
 
-def offsets_ns(run: Run) -> tuple[list[int] | None, str]:
-    """What to add to each rank's monotonic clock to make them one; or None, and why they cannot be compared.
+@dataclass(frozen=True)
+class Clocks:
+    """What to add to each rank's clock at the begin of each complete step, (ranks, steps), to make them one; and by how
+    much that may be wrong, 0 where all ranks read the same clock."""
 
-    Ranks with the same boot id read the same clock.
+    offsets_ns: np.ndarray
+    residual_seconds: float
+
+
+def clocks(run: Run) -> Clocks | str:
+    """The clocks of `run`, or why they cannot be compared.
+
+    Ranks with the same boot id read the same clock. Other hosts' offsets to rank 0's are measured at the begin and the
+    end of a run; between the two their drift is taken for even.
     """
-    boots = {rank.start.boot_id if rank.start else None for rank in run.ranks}
+    boots = [rank.start.boot_id if rank.start else None for rank in run.ranks]
+    steps = run.complete_steps
+    offsets = np.zeros((len(run.ranks), len(steps)), dtype=np.int64)
     if None in boots:
-        return None, "a rank's first record, which names its clock, is missing"
-    if len(boots) > 1:
-        return None, "the ranks' hosts have clocks of their own, which were not compared"
-    return [0] * len(run.ranks), ""
+        return "a rank's first record, which names its clock, is missing"
+    readings: dict[str | None, tuple[ClockRecord, ...]] = {}
+    for rank, boot in zip(run.ranks, boots, strict=True):
+        if rank.clocks:
+            readings[boot] = rank.clocks
+    residual = 0
+    for index, (rank, boot) in enumerate(zip(run.ranks, boots, strict=True)):
+        if boot == boots[0]:
+            continue
+        known = readings.get(boot, ())
+        if len(known) < 2:
+            return "the ranks' hosts have clocks of their own, which were not compared both before and after the steps"
+        begins = np.array([rank.measured[step].begin_ns or 0 for step in steps], dtype=np.int64)
+        offsets[index] = _offsets(known[0], known[-1], begins)
+        residual = max(residual, *(reading.residual_ns for reading in known))
+    return Clocks(offsets, residual * 1e-9)
+
+
+def _offsets(first: ClockRecord, last: ClockRecord, at_ns: np.ndarray) -> np.ndarray:
+    """The offset at each moment, on the line through two readings."""
+    drift = (last.offset_ns - first.offset_ns) / (last.at_ns - first.at_ns)
+    return first.offset_ns + np.rint(drift * (at_ns - first.at_ns)).astype(np.int64)

@@ -80,9 +80,9 @@ def unlike_steps(ranks: Sequence[RankComm]) -> int:
     return int((np.ptp(_signatures(ranks)[0], axis=0) != 0).sum())
 
 
-def split(ranks: Sequence[RankComm], clock_offsets_ns: Sequence[int]) -> Split:
-    """The parts of what is exposed. `clock_offsets_ns` added to the ranks' clocks makes them one; the ranks run the
-    same collectives in each step."""
+def split(ranks: Sequence[RankComm], clock_offsets_ns: np.ndarray) -> Split:
+    """The parts of what is exposed. `clock_offsets_ns`, (ranks, steps), added to the ranks' clocks makes them one; the
+    ranks run the same collectives in each step."""
     signatures, plans = _signatures(ranks)
     shape = signatures.shape
     found = {name: np.zeros(shape) for name in ("waiting", "transfer", "queued", "busy", "overlapped")}
@@ -90,7 +90,7 @@ def split(ranks: Sequence[RankComm], clock_offsets_ns: Sequence[int]) -> Split:
     exact = np.zeros(shape[1], dtype=bool)
     for signature in np.unique(signatures[0]):
         columns = np.flatnonzero(signatures[0] == signature)
-        part = _alike(ranks, columns, plans[signature], clock_offsets_ns)
+        part = _alike(ranks, columns, plans[signature], clock_offsets_ns[:, columns])
         last[columns], exact[columns] = part.last, part.exact
         for name, values in found.items():
             values[:, columns] = getattr(part, name)
@@ -131,10 +131,10 @@ class _Waits:
         return cls(np.repeat(np.arange(len(counts)), counts), flat[:, 0], flat[:, 1].astype(float), flat[:, 2])
 
 
-def _alike(ranks: Sequence[RankComm], columns: np.ndarray, plan: Plan, offsets: Sequence[int]) -> Split:
+def _alike(ranks: Sequence[RankComm], columns: np.ndarray, plan: Plan, offsets: np.ndarray) -> Split:
     """The split of steps `columns`, in which all ranks run `plan`."""
     begins = np.array([[rank.begin_ns[column] for column in columns] for rank in ranks], dtype=np.int64)
-    begins += np.array(offsets, dtype=np.int64)[:, None]
+    begins += offsets
     # Counted from the first rank's begin of the step, so that nanoseconds keep their place in a double.
     shift = (begins - begins.min(axis=0)).astype(np.float64)
     handed_in = _cube([[rank.steps[column].handed_in_ns for column in columns] for rank in ranks], len(plan))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .clocks import offsets_ns
+from .clocks import Clocks, clocks
 from .collectives import Exposed, Plan, RankComm, Split, exposed, split, unlike_steps
 from .load import Run
 from .reasons import Null, nulls
@@ -29,6 +29,7 @@ COMM = (
     "queued_seconds",
     "bus_bandwidth",
     "message_bytes",
+    "clock_residual_seconds",
     "straggler",
 )
 PHASES_OF_COMM = ("forward", "backward", "optimizer")
@@ -38,13 +39,15 @@ WIRE = ("busy_seconds", "overlapped_seconds", "bus_bandwidth")
 
 @dataclass(frozen=True, kw_only=True)
 class Communication:
-    """What is known of the collectives in the complete measured steps. `plans` are rank 0's, step by step."""
+    """What is known of the collectives in the complete measured steps. `plans` are rank 0's, step by step; where it is
+    split, the ranks' clocks agree to `clock_residual_seconds`."""
 
     exposed: Exposed | None
     split: Split | None
     plans: list[Plan]
     why_unknown: str = ""
     why_not_split: str = ""
+    clock_residual_seconds: float | None = None
 
 
 def communication(run: Run) -> Communication:
@@ -66,14 +69,19 @@ def communication(run: Run) -> Communication:
         ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
     plans = [ranks[0].plans[step.plan] for step in ranks[0].steps]
     found = exposed(ranks)
-    offsets, why = offsets_ns(run)
+    shared, why = clocks(run), ""
     if run.run_json["config"]["device"] != "cpu":
         why = "NCCL's collectives run on a stream of their own, where begin and end are not seen without a profiler"
     elif different := unlike_steps(ranks):
         why = f"in {different} of {len(steps)} steps the ranks ran different collectives"
-    if offsets is None or why:
+    elif isinstance(shared, str):
+        why = shared
+    if why or not isinstance(shared, Clocks):
         return Communication(exposed=found, split=None, plans=plans, why_not_split=why)
-    return Communication(exposed=found, split=split(ranks, offsets), plans=plans)
+    residual = shared.residual_seconds
+    return Communication(
+        exposed=found, split=split(ranks, shared.offsets_ns), plans=plans, clock_residual_seconds=residual
+    )
 
 
 def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
@@ -88,6 +96,9 @@ def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     found["exposed_by_phase"] = {name: _of_phase(known.exposed, name) for name in PHASES_OF_COMM}
     found |= _parts(known, found["wire_bytes_per_step"], null)
     found["straggler"] = _straggler(run, known, null)
+    found["clock_residual_seconds"] = known.clock_residual_seconds
+    if known.clock_residual_seconds is None:
+        null("comm.clock_residual_seconds", known.why_not_split)
     return found
 
 

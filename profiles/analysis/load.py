@@ -16,6 +16,7 @@ from ..records import (
     TRAINING,
     BadSampleRecord,
     BlockRecord,
+    ClockRecord,
     CollectiveShape,
     CommPlanRecord,
     EndRecord,
@@ -44,6 +45,7 @@ class RankRecords:
     window: WindowRecord | None
     bad_samples: tuple[BadSampleRecord, ...] = ()
     blocks: tuple[BlockRecord, ...] = ()
+    clocks: tuple[ClockRecord, ...] = ()
     comm_plans: dict[int, list[CollectiveShape]] = field(default_factory=dict)
     end: EndRecord | None
     unreadable: int
@@ -121,6 +123,7 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         start=_first(records, StartRecord),
         steps=steps,
         blocks=tuple(record for record in records if isinstance(record, BlockRecord)),
+        clocks=tuple(record for record in records if isinstance(record, ClockRecord)),
         events=tuple(r for r in records if isinstance(r, EventRecord) and (last is None or r.step <= last)),
         memory=_first(records, MemoryRecord),
         window=_first(records, WindowRecord),

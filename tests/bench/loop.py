@@ -21,7 +21,7 @@ from scalelab.launch import strategies
 from scalelab.launch.build import prepare
 from scalelab.launch.loop import train
 from scalelab.launch.optimizer import make_optimizer
-from scalelab.launch.ranks import Rank, control_group
+from scalelab.launch.ranks import Rank, control_group, largest_over
 from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
 from scalelab.launch.stopping import Stopping
@@ -96,7 +96,7 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
 
         return block
 
-    stack, control = contextlib.ExitStack(), control_group()
+    stack, control = contextlib.ExitStack(), largest_over(control_group())
     blocks = {"plain": plain_block, "probe off": our_block(False), "probe on": our_block(True)}
     for block in blocks.values():
         block()

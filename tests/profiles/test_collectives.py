@@ -26,6 +26,12 @@ def rank_comm(plan: Sequence[CollectiveShape], *steps: dict[str, Any], begin_ns:
     )
 
 
+def apart(ranks: Sequence[RankComm], offsets: Sequence[int] = ()) -> Split:
+    """The split of ranks whose clocks are `offsets` behind; alike if none are given."""
+    rows = [[offset] * len(rank.steps) for rank, offset in zip(ranks, offsets or [0] * len(ranks), strict=True)]
+    return split(ranks, np.array(rows, dtype=np.int64))
+
+
 def times(handed_in: list[int], ended: list[int | None], *waits: tuple[int, int, int]) -> dict[str, Any]:
     return {"handed_in_ns": handed_in, "ended_ns": ended, "waits": [number for wait in waits for number in wait]}
 
@@ -38,7 +44,7 @@ def test_waiting_for_a_late_rank_is_told_from_the_wire() -> None:
     """Rank 0 is ready at 10 and rank 1 at 40; both end at 50. Rank 0 is blocked from 12 on, rank 1 from 41 on."""
     plan = [collective()]
     ranks = [rank_comm(plan, times([10], [50], (0, 12, 50))), rank_comm(plan, times([40], [50], (0, 41, 50)))]
-    part = split(ranks, [0, 0])
+    part = apart(ranks)
     assert nanoseconds(part, "waiting") == [[28], [0]]
     assert nanoseconds(part, "transfer") == [[10], [9]]
     assert nanoseconds(part, "queued") == [[0], [0]]
@@ -51,7 +57,7 @@ def test_a_bucket_that_waits_while_its_rank_computes_costs_nothing() -> None:
     """Rank 0's collective is late from 10 to 40, but the rank computes until 45."""
     plan = [collective()]
     ranks = [rank_comm(plan, times([10], [50], (0, 45, 50))), rank_comm(plan, times([40], [50]))]
-    part = split(ranks, [0, 0])
+    part = apart(ranks)
     assert nanoseconds(part, "waiting") == [[0], [0]]
     assert nanoseconds(part, "transfer") == [[5], [0]]
     assert nanoseconds(part, "overlapped") == [[5], [10]]
@@ -61,14 +67,14 @@ def test_what_the_backend_has_not_begun_is_queued() -> None:
     """A third collective of a group begins when one of gloo's two threads is free; in another group at once."""
     plan = [collective(), collective(), collective(), collective(group="1")]
     one = times([0, 0, 0, 0], [20, 30, 40, 45], (2, 5, 40), (3, 40, 45))
-    part = split([rank_comm(plan, one), rank_comm(plan, one)], [0, 0])
+    part = apart([rank_comm(plan, one), rank_comm(plan, one)])
     assert nanoseconds(part, "queued") == [[15], [15]]
     assert nanoseconds(part, "transfer") == [[25], [25]]
 
 
 def test_waking_up_late_is_queued() -> None:
     """From the end of a collective until its rank goes on."""
-    part = split([rank_comm([collective()], times([0], [10], (0, 0, 14)))] * 2, [0, 0])
+    part = apart([rank_comm([collective()], times([0], [10], (0, 0, 14)))] * 2)
     assert nanoseconds(part, "queued") == [[4], [4]]
 
 
@@ -79,7 +85,7 @@ def test_clocks_are_brought_together_by_their_offsets() -> None:
         rank_comm(plan, times([10], [50], (0, 12, 50)), begin_ns=[10**15]),
         rank_comm(plan, times([33], [43], (0, 34, 43)), begin_ns=[10**15 - 500 + 7]),
     ]
-    assert nanoseconds(split(ranks, [0, 500]), "waiting") == [[28], [0]]
+    assert nanoseconds(apart(ranks, [0, 500]), "waiting") == [[28], [0]]
 
 
 def test_exposed_falls_to_the_phase_in_which_a_collective_began() -> None:
@@ -97,7 +103,7 @@ def test_the_wire_is_known_where_all_ranks_saw_every_end() -> None:
     """Steps in which a rank saw an end late, or never, are not exact."""
     plan = [collective()]
     seen, late, never = ({**times([0], [end]), "exact": exact} for end, exact in ((9, True), (9, False), (None, True)))
-    part = split([rank_comm(plan, seen, seen, seen), rank_comm(plan, seen, late, never)], [0, 0])
+    part = apart([rank_comm(plan, seen, seen, seen), rank_comm(plan, seen, late, never)])
     assert part.exact.tolist() == [True, False, False]
 
 
@@ -115,7 +121,7 @@ def test_the_last_rank_is_the_one_that_cost_the_others_most() -> None:
     ends: list[int | None] = [100, 100, 100]
     starts = ([11, 21, 50], [10, 20, 50], [10, 20, 80])
     ranks = [rank_comm(plan, times(list(row), ends)) for row in starts]
-    assert split(ranks, [0, 0, 0]).last.tolist() == [2]
+    assert apart(ranks).last.tolist() == [2]
 
 
 @st.composite
@@ -174,7 +180,7 @@ def _starts(step: CommRecord, plan: Sequence[CollectiveShape]) -> list[int]:
 @settings(max_examples=200, deadline=None)
 def test_the_split_equals_counting(ranks: list[RankComm]) -> None:
     """Every part, on every rank and step; the three parts sum to what is exposed."""
-    part, total = split(ranks, [0] * len(ranks)), exposed(ranks).total
+    part, total = apart(ranks), exposed(ranks).total
     # Steps begin 1000 apart on every rank: the clocks agree.
     for rank in range(len(ranks)):
         for step in range(total.shape[1]):
