@@ -66,6 +66,8 @@ def run_rank(folder: RunFolder, rank: Rank) -> Exit:
 def _after_step(rank: Rank, pulse: Pulse, record: StepRecord) -> None:
     """Stop at a loss that is not finite; tell the display how far rank 0 is."""
     if record.role not in TRAINING:
+        if rank.rank == 0:
+            pulse.news(step=record.step, role=record.role, seconds=record.seconds)
         return
     if None in record.losses or (record.not_finite and not record.skipped):
         what = "the loss" if None in record.losses else "a gradient"

@@ -105,6 +105,8 @@ class LiveLine:
     def _progress(self, message: dict[str, Any]) -> str:
         assert self._mean_seconds is not None
         done = message["step"] + 1
+        if message["role"] == "counterfactual":
+            return f"counterfactual tail, after {self._total} steps: step {done - self._total}"
         role = "warm-up " if message["role"] == "warmup" else ""
         left = (self._total - done) * self._mean_seconds
         return (

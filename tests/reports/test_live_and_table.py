@@ -42,6 +42,8 @@ def test_the_line_goes_from_starting_ranks_to_steps() -> None:
     text = line.line()
     for part in ("warm-up step 2/10", "0.500 s/step", "16.0 samples/s", "loss 2.000", "1.00 GiB", "ETA 4 s"):
         assert part in text
+    line.message({"rank": 0, "step": 12, "role": "counterfactual", "seconds": 0.5})
+    assert line.line() == "counterfactual tail, after 10 steps: step 3"
 
 
 def test_plain_output_has_no_escapes_and_does_not_flood() -> None:
