@@ -26,6 +26,10 @@ CONFIG = {
 }
 
 
+# Else DeepSpeed compiles it at first use, half a minute: a collective for inference, which training never calls.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def main() -> None:
     deepspeed.init_distributed()
     torch.manual_seed(0)

@@ -92,8 +92,7 @@ def test_a_run_says_how_it_was_trained(tmp_path: Path) -> None:
     assert summary["precision"] == {
         "name": "bf16-params", "param": "bf16", "compute": "bf16", "grad": "bf16", "reduce": "bf16", "master": "fp32",
     }  # fmt: skip
-    assert summary["detail"]["recompute_seconds"] is None
-    assert "detail.recompute_seconds" in summary["reasons"]
+    assert 0 < summary["detail"]["recompute_seconds"] < summary["phases"]["backward"]["mean"]
     run_json = json.loads((Path(summary["run_folder"]) / "run.json").read_text())
     assert run_json["config"]["accumulation_sync"] == "last"
     assert run_json["law"]["reductions_per_step"] == 1
