@@ -33,7 +33,7 @@ from ..profiles.capture.memory import peaks
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.records import Role
-from ..profiles.runfolder import RunFolder, appending
+from ..profiles.runfolder import appending
 from .assemble import start_record
 from .errors import Exit
 from .lock import locked
@@ -79,30 +79,23 @@ class Probe:
         self._open: AbstractContextManager[None] | None = None
         self._inside = False
         comm = None
-        world = self._rank.world_size
-        if world > 1:
-            self.folder = share_folder(self._rank, out, name)
-        else:
-            self.folder = RunFolder.create(out, name)
+        self.folder = share_folder(self._rank, out, name)
         self._leads = self._rank.rank == 0
         self._run_json = run_json(model, self.folder, name, self._rank, device)
         if isinstance(model, DistributedDataParallel):
+            # Its reducer keeps the group that it was made with.
             self._run_json["comm_unknown"] = "the probe was attached after the model was wrapped"
+            warnings.warn(
+                "Probe.attach after the model was wrapped: its collectives are not seen; attach before", stacklevel=3
+            )
+        elif self._rank.world_size > 1:
+            comm = CommRecorder()
+            comm.on(device)
+            record_default_group(comm, device.type)
         if self._leads:
             self._stack.enter_context(locked(self.folder.path))
             self.folder.write("run.json", self._run_json)
             self.folder.write("status.json", status("running", None))
-        if world > 1:
-            if isinstance(model, DistributedDataParallel):
-                # Its reducer keeps the group that it was made with.
-                warnings.warn(
-                    "Probe.attach after the model was wrapped: its collectives are not seen; attach before",
-                    stacklevel=3,
-                )
-            else:
-                comm = CommRecorder()
-                comm.timeline, comm.sees_ends = timeline_for(device), device.type == "cpu"
-                record_default_group(comm, device.type)
         self._write = self._stack.enter_context(appending(self.folder.rank_file(self._rank.rank)))
         self._write(start_record(self._rank, device, torch.get_num_threads()))
         self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, memory_step=None)
@@ -110,7 +103,8 @@ class Probe:
         self._groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", None) or []
         self._current = _OwnStep(0, "warmup")
         self._closed = False
-        atexit.register(self.close)
+        self._has_failed = False
+        atexit.register(self._end_alone)
 
     def follow(self, model: nn.Module, optimizer: Any = None) -> None:
         """Watch `model` and `optimizer` in the place of what was attached: an engine that was made around it since."""
@@ -152,16 +146,25 @@ class Probe:
         self._probe.loss(loss)
 
     def close(self) -> None:
-        """Write what is left, on all ranks, and on rank 0 the summary. Called when the process ends, if not before."""
+        """On all ranks together: write what is left, and on rank 0 the summary.
+
+        A process that ends without it writes its own part and waits for nobody: its peers may be gone, or wait for it.
+        """
+        self._end_rank(together=True)
+
+    def _end_alone(self) -> None:
+        self._end_rank(together=False)
+
+    def _end_rank(self, *, together: bool) -> None:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._end_alone)
         self._drop()
         self._seams.remove()
         self._probe.close()
         self._write(peaks(self._device))
-        if self._rank.world_size > 1 and distributed.is_initialized():
+        if together and not self._has_failed and self._rank.world_size > 1 and distributed.is_initialized():
             distributed.barrier()
         if self._leads:
             from ..profiles.analysis.summary import write_summary
@@ -207,6 +210,9 @@ class Probe:
         return self._probe.phase(phase)
 
     def _failed(self, error: BaseException) -> None:
+        self._has_failed = True
+        self._inside = False
+        self._seams.abandon()
         self._end(error)
         where = {"rank": self._rank.rank, "host": socket.gethostname(), "phase": None, "step": self._index - 1}
         cause = redacted(f"{type(error).__name__}: {error}")

@@ -36,6 +36,8 @@ def own_rank() -> Rank:
 
 def share_folder(rank: Rank, out: Path, name: str) -> RunFolder:
     """One folder for all ranks: rank 0 makes it, or tells the others why it could not."""
+    if rank.world_size == 1:
+        return RunFolder.create(out, name)
     told: list[Any] = [None]
     if rank.rank == 0:
         try:

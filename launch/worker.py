@@ -115,7 +115,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
         feed = stack.enter_context(open_feed(config, job.source, rank, job.image_size, bad))
         timeline = timeline_for(device)
         if comm is not None:
-            comm.timeline, comm.sees_ends = timeline, device.type == "cpu"
+            comm.on(device)
         if config.probe == "on":
             total = config.warmup + (config.steps or 0)
             probe = Probe(
@@ -174,7 +174,9 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             tail.run(pulse.step + 1 if pulse.step is not None else 0, pulse.median_seconds())
         probe.close()
         _compare_clocks(rank, boot_ids, control, write)
-        write(peaks(device, digest(job.run.parameters())))
+        # For those whose parameters are compared with another run's; it reads every one of them.
+        compared = config.counterfactual or config.deterministic
+        write(peaks(device, digest(job.run.parameters()) if compared else None))
     # Nobody leaves while a peer may still have something to receive from it.
     distributed.barrier()
     if saver.failed is not None and rank.rank == 0:

@@ -9,14 +9,19 @@ from .reasons import Null
 
 
 def cost(
-    step_seconds: Mapping[str, Any], config: Mapping[str, Any], facts: Mapping[str, Any], null: Null
+    step_seconds: Mapping[str, Any],
+    samples: float | None,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    null: Null,
 ) -> dict[str, Any]:
     """Device-hours per million samples = ranks x seconds per sample / 3600 x 10^6."""
     hours = None
-    if step_seconds["mean"] is None:
-        null("cost.device_hours_per_million_samples", "no measured step was finished")
+    if step_seconds["mean"] is None or samples is None:
+        why = "no measured step was finished" if samples is not None else "samples were not counted"
+        null("cost.device_hours_per_million_samples", why)
     else:
-        hours = facts["world_size"] * step_seconds["mean"] / config["global_batch"] / 3600 * 1e6
+        hours = facts["world_size"] * step_seconds["mean"] / samples / 3600 * 1e6
     on_gpu = config["device"] == "cuda"
     if not on_gpu:
         null("cost.gpu_hours_per_million_samples", "the run used no GPU")

@@ -9,7 +9,7 @@ import numpy as np
 
 from .communication import Communication
 from .load import Run
-from .reasons import Null
+from .reasons import Null, nulls
 from .statistics import spread
 from .straggler import own_phases
 
@@ -35,15 +35,25 @@ def step_seconds(run: Run, null: Null) -> dict[str, Any]:
     return found
 
 
-def throughput(step_seconds: Mapping[str, Any], global_batch: int, null: Null) -> dict[str, Any]:
+def samples_per_step(run: Run) -> float | None:
+    """Samples of a measured step over all ranks, the mean over steps; None if they were not counted."""
+    if not run.complete_steps:
+        return run.run_json["config"]["global_batch"]
+    return float(run.matrix(lambda step: step.samples).sum(axis=0).mean()) or None
+
+
+def throughput(step_seconds: Mapping[str, Any], samples: float | None, null: Null) -> dict[str, Any]:
     mean, interval = step_seconds["mean"], step_seconds["ci95"]
+    if samples is None:
+        why = "samples were not counted: probe.batches(loader) counts them"
+        return nulls("throughput", ("samples_per_second", "ci95"), why, null)
     if mean is None:
         null("throughput.samples_per_second", "no measured step was finished")
     if interval is None:
         null("throughput.ci95", "the step has no interval")
     return {
-        "samples_per_second": None if mean is None else global_batch / mean,
-        "ci95": None if interval is None else [global_batch / interval[1], global_batch / interval[0]],
+        "samples_per_second": None if mean is None else samples / mean,
+        "ci95": None if interval is None else [samples / interval[1], samples / interval[0]],
     }
 
 

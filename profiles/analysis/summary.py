@@ -17,7 +17,7 @@ from .data import data
 from .load import Run, load_run
 from .memory import memory
 from .reasons import Null, nulls
-from .steps import detail, events, per_rank, phases, step_seconds, throughput
+from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
 from .training import grad_norm, loss, quality
 
@@ -39,6 +39,7 @@ def summarise(run: Run) -> dict[str, Any]:
     config, facts = run.run_json["config"], run.run_json
     steps = run.complete_steps
     seconds = step_seconds(run, null)
+    samples = samples_per_step(run)
     known = communication(run)
     summary = {
         "schema": SCHEMA,
@@ -67,7 +68,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "profiled": 0,
             "skipped": min((sum(s.skipped for s in rank.steps) for rank in run.ranks), default=0),
         },
-        "throughput": throughput(seconds, config["global_batch"], null),
+        "throughput": throughput(seconds, samples, null),
         "step_seconds": seconds,
         "phases": phases(run, known, null),
         "detail": detail(run, known, null),
@@ -76,7 +77,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "comm": comm(run, known, null),
         "memory": memory(run, null),
         "utilization": nulls("utilization", UTILIZATION, "not recorded in this run", null),
-        "cost": cost(seconds, config, facts, null),
+        "cost": cost(seconds, samples, config, facts, null),
         "quality": quality(run, null),
         "loss": loss(run),
         "grad_norm": grad_norm(run, null),

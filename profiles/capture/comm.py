@@ -16,7 +16,7 @@ import torch
 from torch.autograd import Variable
 
 from ..records import CollectiveShape, CommPlanRecord, CommRecord
-from .timeline import HostTimeline, Timeline
+from .timeline import HostTimeline, Timeline, timeline_for
 
 # A collective that nobody waits for may end after its step: the step's record then waits for it this many steps.
 PATIENCE_STEPS = 3
@@ -80,6 +80,10 @@ class CommRecorder:
         self._graph_task = -1
         self._shapes: dict[tuple[str, int, str | None, str], int] = {}
         self._plans: dict[tuple[int, ...], int] = {}
+
+    def on(self, device: torch.device) -> None:
+        """Waits are marked on the timeline of `device`; on CUDA nothing tells when a collective has ended."""
+        self.timeline, self.sees_ends = timeline_for(device), device.type == "cpu"
 
     @contextlib.contextmanager
     def free_wire(self) -> Iterator[None]:

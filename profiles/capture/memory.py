@@ -9,6 +9,8 @@ import torch
 
 from ..records import EndRecord, MemoryRecord
 
+_DIGEST_ELEMENTS = 1 << 20
+
 
 def storage_bytes(tensors: Iterable[torch.Tensor], seen: set[tuple[str, int]]) -> int:
     """Bytes of the storages behind `tensors`, each counted once and not if in `seen`, to which they are added.
@@ -39,12 +41,12 @@ def model_state(step: int, state: Mapping[str, Iterable[torch.Tensor]]) -> Memor
 def digest(parameters: Iterable[torch.Tensor]) -> str:
     """A number of this rank's parameters that any changed bit changes (to one chance in 2^64), on their device."""
     total = 0
-    for index, parameter in enumerate(parameters):
-        if parameter.numel():
-            integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-            bits = parameter.detach().contiguous().view(integers).reshape(-1).to(torch.int64)
+    for parameter in parameters:
+        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+        # In pieces: a copy of a whole tensor in 64 bits may not fit beside the run's own memory.
+        for bits in parameter.detach().contiguous().view(-1).view(integers).split(_DIGEST_ELEMENTS):
             places = torch.arange(1, 2 * bits.numel() + 1, 2, device=bits.device)
-            total = (total * 6364136223846793005 + int((bits * places).sum()) + index) % 2**64
+            total = (total * 6364136223846793005 + int((bits * places).sum()) + 1) % 2**64
     return f"{total:016x}"
 
 

@@ -52,6 +52,10 @@ class Seams:
         """The step is over: a forward that no backward followed ends here."""
         self._leave_forward()
 
+    def abandon(self) -> None:
+        """The step ended in an error: what it was in is left, and counts for nothing."""
+        self._forward = self._other = None
+
     def remove(self) -> None:
         """Take every hook back."""
         while self._undo:

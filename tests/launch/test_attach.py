@@ -114,6 +114,65 @@ def test_an_error_in_the_loop_is_in_the_status(alone: tuple[Probe, nn.Module, to
     assert len([record for record in probe.folder.records(0)[0] if record.kind == "step"]) == 3
 
 
+def test_a_loop_that_goes_on_after_an_error_is_measured_on(
+    alone: tuple[Probe, nn.Module, torch.optim.Optimizer],
+) -> None:
+    """An error between forward and backward leaves no phase open for the steps after it."""
+    probe, model, optimizer = alone
+    with pytest.raises(AttributeError), probe.step():
+        model(torch.ones(1, 3)).no_such_loss()
+    loop(probe, model, optimizer, [torch.ones(4, 3)] * 2)
+    probe.close()
+    steps = [record for record in probe.folder.records(0)[0] if record.kind == "step"]
+    assert [set(step.phases) for step in steps] == [{"data", "forward", "backward", "optimizer"}] * 2
+
+
+def test_samples_are_those_of_the_steps(alone: tuple[Probe, nn.Module, torch.optim.Optimizer]) -> None:
+    """Batches of different length: samples a second count each; where nobody counted, they are null."""
+    probe, model, optimizer = alone
+    loop(probe, model, optimizer, [torch.ones(size, 3) for size in (8, 2, 4, 6)])
+    probe.close()
+    summary = probe.folder.read("summary.json")
+    assert summary["throughput"]["samples_per_second"] == pytest.approx(4 / summary["step_seconds"]["mean"])
+
+
+def test_a_loop_that_draws_its_own_batches_has_no_samples(
+    alone: tuple[Probe, nn.Module, torch.optim.Optimizer],
+) -> None:
+    """Its steps are measured all the same."""
+    probe, model, optimizer = alone
+    for _ in range(4):
+        with probe.step():
+            model(torch.ones(4, 3)).sum().backward()
+            optimizer.step()
+    probe.close()
+    summary = probe.folder.read("summary.json")
+    assert summary["steps"]["measured"] == 3
+    assert summary["throughput"]["samples_per_second"] is None
+    assert summary["cost"]["device_hours_per_million_samples"] is None
+    assert "probe.batches" in summary["reasons"]["throughput.samples_per_second"]
+
+
+def left_alone(rank: Rank, out: Path) -> int:
+    """Rank 1 ends as a process does that has raised, while rank 0 waits for it in a collective."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = scalelab.Probe.attach(model, optimizer, out=out, warmup=1)
+    wrapped = DistributedDataParallel(model)
+    loop(probe, wrapped, optimizer, [torch.ones(4, 3)] * 4)
+    if rank.rank == 1:
+        probe._end_alone()
+    torch.distributed.barrier()
+    if rank.rank == 0:
+        probe._end_alone()
+    return len([record for record in probe.folder.records(rank.rank)[0] if record.kind == "step"])
+
+
+def test_a_process_that_ends_by_itself_waits_for_nobody(tmp_path: Path) -> None:
+    """Its records are whole; a barrier at its end would hang a job of which one rank failed."""
+    assert ranks.run_ranks(left_alone, 2, tmp_path) == [4, 4]
+
+
 def test_evaluation_between_steps_is_no_phase_of_one(alone: tuple[Probe, nn.Module, torch.optim.Optimizer]) -> None:
     """A forward outside of a step, and one without gradients within, leave the step's parts alone."""
     probe, model, optimizer = alone
