@@ -60,6 +60,13 @@ def boot_id() -> str:
         return f"{socket.gethostname()}-{sys.platform}"
 
 
+def file_system(path: Path) -> str | None:
+    """The type of the file system that holds `path`, as the kernel names it."""
+    place = path.resolve()
+    mounted = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
+    return next((mounted[above] for above in (place, *place.parents) if above in mounted), None)
+
+
 def started(pid: int) -> float | None:
     """When process `pid` started, in clock ticks since boot (Linux) or seconds; None if it does not run."""
     try:

@@ -112,9 +112,18 @@ class Tail:
             return _no_update(self.job.run.torch_optimizer)
         if cause == "no_recompute":
             return recompute.nothing_recomputed()
-        if cause == "bare" and self.job.finite is not None:
-            return self.job.finite.off()
+        if cause == "bare":
+            return self._bare()
         return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _bare(self) -> Iterator[None]:
+        """No hook and no seam is left: what the loop would be without us."""
+        with contextlib.ExitStack() as stack:
+            for watching in (self.job.finite, self.comm):
+                if watching is not None:
+                    stack.enter_context(watching.off())
+            yield
 
 
 @contextlib.contextmanager

@@ -63,31 +63,35 @@ def run_rank(folder: RunFolder, rank: Rank) -> Exit:
     return Exit.OK if state == "stopped" else code
 
 
-def _after_step(rank: Rank, pulse: Pulse, record: StepRecord) -> None:
+def _after_steps(rank: Rank, pulse: Pulse, records: Sequence[StepRecord]) -> None:
     """Stop at a loss that is not finite; tell the display how far rank 0 is."""
-    if record.role not in TRAINING:
-        if rank.rank == 0:
-            pulse.news(step=record.step, role=record.role, seconds=record.seconds)
+    for record in records:
+        if record.role in TRAINING:
+            _refuse_not_finite(record)
+    if rank.rank != 0:
         return
-    if None in record.losses or (record.not_finite and not record.skipped):
-        what = "the loss" if None in record.losses else "a gradient"
-        first = f": first {record.not_finite}" if record.not_finite else ""
-        if None in record.losses and first.startswith(": first the gradient"):
-            first = ""  # it follows from the loss, whatever made that
-        raise NumericError(
-            f"{what} of step {record.step} is not finite{first}",
-            hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
-        )
-    if rank.rank == 0:
+    last = records[-1]
+    figures: dict[str, Any] = {"step": last.step, "role": last.role, "seconds": last.seconds}
+    if last.role in TRAINING:
         allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
-        losses = [loss for loss in record.losses if loss is not None]
-        pulse.news(
-            step=record.step,
-            role=record.role,
-            seconds=record.seconds,
-            loss=sum(losses) / len(losses),
-            memory_bytes=allocated or peaks(torch.device("cpu")).rss_peak_bytes,
-        )
+        losses = [loss for loss in last.losses if loss is not None]
+        figures["loss"] = sum(losses) / len(losses)
+        figures["memory_bytes"] = allocated or peaks(torch.device("cpu")).rss_peak_bytes
+    pulse.news(**figures)
+
+
+def _refuse_not_finite(record: StepRecord) -> None:
+    """Raise NumericError for a step whose loss, or a gradient that was not skipped, is not finite."""
+    if None not in record.losses and (not record.not_finite or record.skipped):
+        return
+    what = "the loss" if None in record.losses else "a gradient"
+    first = f": first {record.not_finite}" if record.not_finite else ""
+    if None in record.losses and first.startswith(": first the gradient"):
+        first = ""  # it follows from the loss, whatever made that
+    raise NumericError(
+        f"{what} of step {record.step} is not finite{first}",
+        hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
+    )
 
 
 def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tuple[str, Exit]:
@@ -121,7 +125,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             probe = Probe(
                 write,
                 timeline,
-                watch=lambda record: _after_step(rank, pulse, record),
+                watch=lambda records: _after_steps(rank, pulse, records),
                 record_grad_norm=config.record_grad_norm,
                 memory_step=min(max(1, config.warmup - 1), total - 1) or None,
                 at=pulse.at,
@@ -204,7 +208,11 @@ def _compare_clocks(rank: Rank, boot_ids: Sequence[str], control: Any, write: Ca
 
 def _located(error: NumericError, job: Job) -> NumericError:
     """`error`, raised by a strategy over gradients that ranks have mixed, with the rank's own first bad tensor."""
-    noted = job.finite.take() if job.finite is not None else []
+    noted = []
+    if job.finite is not None:
+        job.finite.micro_batch_over()
+        outputs, gradients = job.finite.take()
+        noted = [*outputs, *gradients]
     if not noted:  # the step was over: the error names its tensor
         return error
     first = first_not_finite(noted)

@@ -16,8 +16,9 @@ import psutil
 from ...profiles.runfolder import RunFolder
 from . import collectives
 from .launchers import Launcher
-from .pulse import BEAT_SECONDS, FINAL, Sighting, dump_request, pulse_file, see, stack_file
+from .pulse import BEAT_SECONDS, FINAL, dump_request, pulse_file, stack_file
 from .report import Evidence, Report
+from .sighting import Sighting, see
 from .verdict import of_death, of_error, of_launcher
 
 # Peers of a rank that is gone meet it in their next collective: the time they get to write down what they met.

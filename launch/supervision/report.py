@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .pulse import Sighting
+from .sighting import Sighting
 
 Collectives = Mapping[int, Sequence[Mapping[str, Any]]]
 

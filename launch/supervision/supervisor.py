@@ -24,8 +24,9 @@ from .aftermath import clear_away, collect, end_all
 from .interrupts import Interrupts
 from .launchers import Launcher, start
 from .oom_killer import OomCounters
-from .pulse import FINAL, Sighting, prepare, see
+from .pulse import FINAL, prepare
 from .report import Report
+from .sighting import Sighting, see
 from .verdict import conclude
 from .watchdog import Watchdog
 

@@ -16,8 +16,8 @@ from typing import Any
 from ..errors import Exit
 from ..stopping import SIGNALS
 from .collectives import Odd, last_of, odd_one_out
-from .pulse import Sighting
 from .report import Collectives, Evidence, Report
+from .sighting import Sighting
 
 SAME_ORDER = "every rank must call the same collectives in the same order: look for a branch on the rank or its data"
 # gloo ends the process when a message is longer than what it was to receive.

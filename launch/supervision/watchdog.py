@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .pulse import EVENTS, FINAL, Sighting
+from .pulse import EVENTS, FINAL
+from .sighting import Sighting
 
 # A training step may take three times its 99th percentile, and no less than this.
 STEP_FACTOR = 3.0

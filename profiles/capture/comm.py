@@ -8,7 +8,9 @@ there in few steps only. In the others an end is seen by who waits for it, or wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +22,8 @@ from .timeline import HostTimeline, Timeline, timeline_for
 
 # A collective that nobody waits for may end after its step: the step's record then waits for it this many steps.
 PATIENCE_STEPS = 3
+LOOKED_AT = 2
+_current_graph_task = torch._C._current_graph_task_id
 
 
 class Collective:
@@ -33,23 +37,26 @@ class Collective:
         self.handed_in = handed_in
         self.work: Any = None
         self.ended: int | None = None
-        self.waits: list[tuple[Any, Any]] = []
+        self.waits: tuple[tuple[Any, Any], ...] = ()
         self.graph_task = -1
 
 
 class StepComm:
-    """The collectives of one step. In an `exact` one their ends are stamped when they occur."""
+    """The collectives of one step. In an `exact` one their ends are stamped when they occur; `going_on` once it is
+    over: some had not ended, as far as could be seen."""
 
-    __slots__ = ("collectives", "exact")
+    __slots__ = ("collectives", "exact", "going_on")
 
     def __init__(self, exact: bool) -> None:
         self.collectives: list[Collective] = []
         self.exact = exact
+        self.going_on = False
 
     def complete(self, now: int) -> bool:
         """Whether every collective has ended, as far as that can be seen; those that have are noted as of `now`."""
-        _see_ends(self.collectives, now)
-        return all(each.work is None for each in self.collectives)
+        if self.going_on:
+            self.going_on = bool(_see_ends(self.collectives, now))
+        return not self.going_on
 
 
 def _see_ends(collectives: list[Collective], now: int) -> list[Collective]:
@@ -74,12 +81,31 @@ class CommRecorder:
         self.timeline: Timeline = HostTimeline(clock)
         self.sees_ends = True
         self.free = False
+        self.phase: str | None = None
+        """The phase of the step that runs."""
+        self.going_on: list[Collective] = []
+        """Collectives whose end was not seen yet, the oldest first."""
         self._step: StepComm | None = None
-        self._going_on: list[Collective] = []
-        self._phase: str | None = None
         self._graph_task = -1
         self._shapes: dict[tuple[str, int, str | None, str], int] = {}
         self._plans: dict[tuple[int, ...], int] = {}
+        self._seams: weakref.WeakKeyDictionary[Any, Callable[[Any, bool], None]] = weakref.WeakKeyDictionary()
+
+    def seam(self, group: Any, switch: Callable[[Any, bool], None]) -> None:
+        """`group` calls in here; `switch(group, False)` takes it out of the way, and True puts it back."""
+        self._seams[group] = switch
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Within, collectives go past every seam as if there were none."""
+        seams = list(self._seams.items())
+        for group, switch in seams:
+            switch(group, False)
+        try:
+            yield
+        finally:
+            for group, switch in seams:
+                switch(group, True)
 
     def on(self, device: torch.device) -> None:
         """Waits are marked on the timeline of `device`; on CUDA nothing tells when a collective has ended."""
@@ -103,60 +129,75 @@ class CommRecorder:
         self._step = StepComm(exact and self.sees_ends)
         self._graph_task = -1
 
-    def enter(self, phase: str | None) -> None:
-        """A phase of the step begins, or one ends (None)."""
-        self._phase = phase
-        if self._going_on and self.sees_ends:
-            self._going_on = _see_ends(self._going_on, self.clock())
+    def look(self, now: int) -> None:
+        """See which collectives have ended: of those under way the oldest few, as backends work on few at once."""
+        going_on = self.going_on
+        while going_on and self.sees_ends:
+            looked_at = going_on[:LOOKED_AT]
+            still = _see_ends(looked_at, now)
+            if len(still) == len(looked_at):
+                return
+            going_on[:LOOKED_AT] = still
 
     def close(self) -> StepComm:
         """The step is over; what it had."""
         step, self._step = self._step, None
         assert step is not None
-        self._going_on = []
+        if self.going_on:
+            self.look(self.clock())
+            step.going_on = bool(self.going_on)
+            self.going_on.clear()
         return step
 
     def begin(self, kind: str, payload_bytes: int, group: str) -> Collective:
         """A collective is about to be handed to the backend."""
         step = self._step
         assert step is not None
-        key = (kind, payload_bytes, self._phase, group)
+        key = (kind, payload_bytes, self.phase, group)
         collective = Collective(self._shapes.setdefault(key, len(self._shapes)), now := self.clock())
         step.collectives.append(collective)
-        if self._going_on and self.sees_ends:
-            self._going_on = _see_ends(self._going_on, now)
+        if self.going_on:
+            self.look(now)
         return collective
 
     def handed_in(self, collective: Collective, work: Any) -> None:
         """The backend has taken the collective, and works on it under `work`."""
         collective.work = work
-        self._going_on.append(collective)
+        self.going_on.append(collective)
         step = self._step
         if step is not None and step.exact:
             self._stamp_end(collective, work)
 
+    def handed_in_by_engine(self, collective: Collective, work: Any) -> None:
+        """The same for a collective of DDP's reducer, which will take the future of `work`."""
+        self.handed_in(collective, work)
+        self.future_taken(collective)
+
     def waited(self, collective: Collective, begin: Any) -> None:
         """The timeline has waited for `collective` since mark `begin`."""
-        collective.waits.append((begin, self.timeline.mark()))
+        collective.waits += ((begin, self.timeline.mark()),)
         collective.work = None
 
     def future_taken(self, collective: Collective) -> None:
         """Whoever takes a collective's future in backward, as DDP's reducer in C++, waits for it out of sight when the
         backward pass is over: in a callback of the engine. Ours, asked for before theirs, waits there in its place."""
-        task = torch._C._current_graph_task_id()
-        collective.graph_task = task
+        task = collective.graph_task = _current_graph_task()
         step = self._step
-        if task not in (-1, self._graph_task) and step is not None:
+        if task != self._graph_task and task != -1 and step is not None:
             self._graph_task = task
             Variable._execution_engine.queue_callback(lambda: self._backward_over(step, task))
 
     def _backward_over(self, step: StepComm, task: int) -> None:
+        mark = self.timeline.mark
+        begin = mark()
         for each in step.collectives:
             work = each.work
             if work is not None and each.graph_task == task:
-                begin = self.timeline.mark()
                 work.wait()
-                self.waited(each, begin)
+                end = mark()
+                each.waits += ((begin, end),)
+                each.work = None
+                begin = end
 
     def _stamp_end(self, collective: Collective, work: Any) -> None:
         def ended(future: Any) -> None:
@@ -173,11 +214,7 @@ class CommRecorder:
 
         With it comes the list of collectives that it refers to, the first time that this list occurs.
         """
-        timeline = self.timeline
-
-        def since(mark: Any) -> int:
-            return round(timeline.seconds(begin, mark) * 1e9)
-
+        since = functools.partial(self.timeline.nanoseconds, begin)
         plan = tuple(each.shape for each in step.collectives)
         number = self._plans.get(plan)
         new = None
@@ -187,20 +224,21 @@ class CommRecorder:
         ends: list[int | None] = []
         waits: list[tuple[int, int, int]] = []
         for index, each in enumerate(step.collectives):
-            intervals = [(since(a), since(b)) for a, b in each.waits]
             end = None if each.ended is None else each.ended - begin_ns
-            if intervals and self.sees_ends:
-                # Who waited saw the end at the latest then; the callback may have come later.
-                end = intervals[0][1] if end is None else min(end, intervals[0][1])
+            for number, (a, b) in enumerate(each.waits):
+                waited_from, until = since(a), since(b)
+                if number == 0 and self.sees_ends and (end is None or until < end):
+                    end = until  # who waited saw the end at the latest then; the callback may have come later
+                if until > waited_from:
+                    waits.append((waited_from, until, index))
             ends.append(end)
-            waits.extend((index, a, b) for a, b in intervals if b > a)
-        waits.sort(key=lambda wait: wait[1])
+        waits.sort()
         return new, CommRecord(
             plan=number,
             exact=step.exact,
             handed_in_ns=[each.handed_in - begin_ns for each in step.collectives],
             ended_ns=ends,
-            waits=[number for wait in waits for number in wait],
+            waits=[number for a, b, index in waits for number in (index, a, b)],
         )
 
     def plan(self, number: int) -> CommPlanRecord:

@@ -108,10 +108,19 @@ class RecordingGroup(ProcessGroup):
         self.recorder = recorder
         self.on_gloo = False
         self.label = ""
+        recorder.seam(self, _recording)
 
     def _set_group_name(self, name: Any) -> None:
         super()._set_group_name(name)
         self.label = name
+
+
+class PassingGroup(ProcessGroup):
+    """What a recording group is while its recorder is off: torch finds no method in Python and takes its own."""
+
+
+def _recording(group: ProcessGroup, recording: bool) -> None:
+    group.__class__ = RecordingGroup if recording else PassingGroup
 
 
 class RecordedWork(c10d.Work):
@@ -225,11 +234,6 @@ def _recorded(method: str) -> Callable[..., Any]:
             return getattr(self.inner, method)(*arguments, **options)
         payload = 0 if payload_at is None else _bytes(arguments[payload_at])
         collective = recorder.begin(kind, payload, self.label)
-        if method == "allreduce" and _from_the_engine():
-            work = self.backend.allreduce(*arguments, **options)
-            recorder.handed_in(collective, work)
-            recorder.future_taken(collective)
-            return work
         after = None
         if self.on_gloo and method in _AS_ALL_REDUCE:
             work, after = _reduce_scatter_on_gloo(self, *arguments, **options)
@@ -240,6 +244,24 @@ def _recorded(method: str) -> Callable[..., Any]:
 
     call.__name__ = method
     return call
+
+
+def _recorded_all_reduce() -> Callable[..., Any]:
+    """By this one DDP's reducer sends its buckets, between large operations that leave the caches cold: it is short."""
+    general = _recorded("allreduce")
+
+    def allreduce(self: RecordingGroup, *arguments: Any, **options: Any) -> Any:
+        recorder = self.recorder
+        if not recorder.recording or recorder.free or not _from_the_engine():
+            return general(self, *arguments, **options)
+        tensors = arguments[0]
+        payload = tensors[0].nbytes if len(tensors) == 1 else _bytes(tensors)
+        collective = recorder.begin("all_reduce", payload, self.label)
+        work = self.backend.allreduce(*arguments, **options)
+        recorder.handed_in_by_engine(collective, work)
+        return work
+
+    return allreduce
 
 
 def _reduce_scatter_on_gloo(
@@ -261,3 +283,4 @@ def _reduce_scatter_on_gloo(
 for _method in _COLLECTIVES:
     if hasattr(ProcessGroup, _method):
         setattr(RecordingGroup, _method, _recorded(_method))
+RecordingGroup.allreduce = _recorded_all_reduce()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from .steps import NotedStep, ScheduledStep, StepWriter, Write
 from .timeline import Timeline
 
 # Of the measured steps, those whose collectives' ends are stamped when they occur, at a cost: the second, and so on.
-EXACT_EVERY = 50
+EXACT_EVERY = 100
 EXACT_FIRST = 1
 
 
@@ -44,8 +44,8 @@ class ModelState(Protocol):
 class Probe:
     """Phases, losses, gradient norms and collectives of every step, without synchronising the device.
 
-    `write` takes each record some time after it is complete; `watch` sees each step's record right after and may raise,
-    at once where a number is not finite. `memory_step` is the step at which model state is counted: one after the
+    `write` takes records some time after they are complete; `watch` sees those of steps right after and may raise, at
+    once where a loss is not finite. `memory_step` is the step at which model state is counted: one after the
     first, so that the optimizer has its own. `at` hears of every phase and event as it begins; `finite` tells which
     tensors of a step were not finite; `comm` keeps what collectives did; `times_recompute` if `recomputing` is entered.
     """
@@ -54,7 +54,7 @@ class Probe:
         self,
         write: Write,
         timeline: Timeline,
-        watch: Callable[[StepRecord], None] = lambda record: None,
+        watch: Callable[[Sequence[StepRecord]], None] = lambda records: None,
         *,
         record_grad_norm: bool = False,
         memory_step: int | None = None,
@@ -73,45 +73,42 @@ class Probe:
         self._current: NotedStep | None = None
         self._measured = 0
         self._steps = StepWriter(write, timeline, watch, comm)
-        self._phases: dict[str, _Phase] = {}
+        self._step = _Step(self)
+        self.phase: Callable[[str], AbstractContextManager[None]] = _Phases(self).__getitem__
+        """Around one part of a step, by its name. Parts do not nest."""
         self._times_recompute = times_recompute
         self.recomputing = _Recomputing(self)
         """Around each recomputation of activations, within backward."""
 
     def step(self, step: ScheduledStep) -> AbstractContextManager[None]:
         """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
-        return _Step(self, step)
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Around one part of a step. Parts do not nest."""
-        phase = self._phases.get(name)
-        if phase is None:
-            phase = self._phases[name] = _Phase(self, name)
-        return phase
+        self._step.next = step
+        return self._step
 
     def loss(self, loss: torch.Tensor) -> None:
         """One micro-batch's loss on this rank; read later."""
         assert self._current is not None
-        self._current.scalars.append(loss.detach())
-        self._current.losses += 1
+        value = loss.item() if self._timeline.synchronous else None
+        self._current.losses.append(loss.detach() if value is None else value)
+        if self._finite is not None:
+            self._finite.micro_batch_over(value)
 
     def gradients_ready(self, run: ModelState) -> None:
         """Before a step's update: the gradients are reduced and complete. Takes what the run asked to be recorded."""
-        assert self._current is not None
+        current = self._current
+        assert current is not None
         if self._record_grad_norm:
             gradients = run.gradients()
             norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in gradients.parts])
-            self._current.scalars.append((norms / gradients.scale).square().sum())
-            self._current.grad_replicas = gradients.replicas
-        if self._current.step.index == self._memory_step:
-            self._write(model_state(self._current.step.index, run.state()))
+            current.grad_square_sum = (norms / gradients.scale).square().sum()
+            current.grad_replicas = gradients.replicas
+        if current.step.index == self._memory_step:
+            self._write(model_state(current.step.index, run.state()))
 
     def updated(self, run: ModelState) -> None:
         """After a step's update: whether it was left out, a flag on the device, is read later with the losses."""
         assert self._current is not None
         self._current.skipped = run.skipped
-        if isinstance(run.skipped, torch.Tensor):
-            self._current.scalars.append(run.skipped)
 
     @contextlib.contextmanager
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
@@ -131,17 +128,22 @@ class Probe:
         self._steps.close()
 
 
+# What follows stands on the way of all that is measured, between large operations that leave the caches cold: a line
+# costs a microsecond. One object serves every step, and one every phase of a name.
+
+
 class _Step:
-    """A step that the probe is in."""
+    """The step that the probe is in."""
 
-    __slots__ = ("_probe", "_step")
+    __slots__ = ("_probe", "next")
 
-    def __init__(self, probe: Probe, step: ScheduledStep) -> None:
+    next: ScheduledStep
+
+    def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        self._step = step
 
     def __enter__(self) -> None:
-        probe, step = self._probe, self._step
+        probe, step = self._probe, self.next
         probe._current = probe._steps.begin(step)
         if probe._times_recompute:
             probe._current.recomputed = []
@@ -158,44 +160,61 @@ class _Step:
             probe._steps.keep()
             return
         if probe._finite is not None:
-            noted.watched = probe._finite.take()
+            noted.outputs, noted.gradients = probe._finite.take()
         if probe._comm is not None:
             noted.comm = probe._comm.close()
         probe._current = None
         probe._steps.end(noted)
 
 
-class _Phase:
-    """A part of the step that the probe is in. One object serves every step: its entry and exit are on the way of all
-    that is measured."""
+class _Phases(dict[str, "_Phase"]):
+    """The probe's phases by name, each made when it is first asked for."""
 
-    __slots__ = ("_begin", "_name", "_probe")
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self._probe = probe
+
+    def __missing__(self, name: str) -> _Phase:
+        phase = self[name] = _Phase(self._probe, name)
+        return phase
+
+
+class _Phase:
+    """A part of the step that the probe is in."""
+
+    __slots__ = ("_begin", "_begin_ns", "_comm", "_mark", "_name", "_probe")
 
     def __init__(self, probe: Probe, name: str) -> None:
         self._probe = probe
         self._name = name
+        self._comm = probe._comm
+        self._mark = probe._timeline.mark
 
     def __enter__(self) -> None:
-        probe = self._probe
+        probe, comm = self._probe, self._comm
         assert probe._current is not None
         probe._at(probe._current.step.index, self._name)
-        self._begin = probe._timeline.mark()
-        if probe._comm is not None:
-            probe._comm.enter(self._name)
+        if comm is not None:
+            comm.phase = self._name
+            if comm.going_on:
+                comm.look(comm.clock())
+        self._begin = self._mark()
         if self._name == "data":
-            probe._current.host_data_ns -= probe._timeline.host_ns(self._begin)
+            self._begin_ns = probe._timeline.host_ns(self._begin)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
             return
-        probe = self._probe
+        end = self._mark()
+        probe, comm = self._probe, self._comm
         assert probe._current is not None
-        if probe._comm is not None:
-            probe._comm.enter(None)
-        end = probe._timeline.mark()
         probe._current.phases.append((self._name, self._begin, end))
+        if comm is not None:
+            comm.phase = None
+            if comm.going_on:
+                comm.look(comm.clock())
         if self._name == "data":
-            probe._current.host_data_ns += probe._timeline.host_ns(end)
+            probe._current.host_data_ns += probe._timeline.host_ns(end) - self._begin_ns
 
 
 class _Recomputing:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from ..records import CommRecord, EventKind, EventRecord, Record, Role, StepRecord
 from .comm import PATIENCE_STEPS, CommRecorder, StepComm
-from .finite import Noted, all_finite, first_not_finite
+from .finite import Noted, first_not_finite
 from .timeline import Timeline
 
-# Steps that may be waiting for the device before the probe waits for it: bounds memory, never met in practice.
+# Steps that may be waiting for the device before the probe waits for it, or to be written: bounds memory.
 MAX_PENDING = 64
-# How long a finished step may stay unwritten; one that took longer than LONG_SECONDS is written at once.
-FLUSH_SECONDS = 0.5
-LONG_SECONDS = 0.05
+# How long a finished step may stay unwritten; one that took longer than LONG_NS is written at once.
+FLUSH_NS = 500_000_000
+LONG_NS = 50_000_000
 
 
 class Write(Protocol):
@@ -47,25 +47,44 @@ class ScheduledStep(Protocol):
     def samples(self) -> int: ...
 
 
-@dataclass(slots=True)
 class NotedStep:
-    """A step whose marks the device may not have reached. Behind the losses in `scalars` come the gradients' sum of
-    squares, and whether the update was skipped; `watched` has what else must be finite, by name."""
+    """A step whose marks the device may not have reached. `losses` of micro-batches, the gradients' sum of squares and
+    whether the update was skipped are on the device until then; `outputs` and `gradients` must be finite as well."""
 
-    step: ScheduledStep
-    begin: Any
-    begin_ns: int
-    end: Any = None
-    phases: list[tuple[str, Any, Any]] = field(default_factory=list)
-    host_data_ns: int = 0
-    recomputed: list[tuple[Any, Any]] | None = None
-    scalars: list[torch.Tensor] = field(default_factory=list)
-    losses: int = 0
-    grad_replicas: int | None = None
-    skipped: torch.Tensor | bool = False
-    watched: list[Noted] = field(default_factory=list)
-    on_host: torch.Tensor | None = None
-    comm: StepComm | None = None
+    __slots__ = (
+        "begin",
+        "begin_ns",
+        "comm",
+        "end",
+        "grad_replicas",
+        "grad_square_sum",
+        "gradients",
+        "host_data_ns",
+        "losses",
+        "on_host",
+        "outputs",
+        "phases",
+        "recomputed",
+        "skipped",
+        "step",
+    )
+
+    def __init__(self, step: ScheduledStep, begin: Any, begin_ns: int) -> None:
+        self.step = step
+        self.begin = begin
+        self.begin_ns = begin_ns
+        self.end: Any = None
+        self.phases: list[tuple[str, Any, Any]] = []
+        self.host_data_ns = 0
+        self.recomputed: list[tuple[Any, Any]] | None = None
+        self.losses: list[Any] = []
+        self.grad_square_sum: Any = None
+        self.grad_replicas: int | None = None
+        self.skipped: torch.Tensor | bool = False
+        self.outputs: list[Noted] = []
+        self.gradients: list[Noted] = []
+        self.on_host: torch.Tensor | None = None
+        self.comm: StepComm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +101,7 @@ class StepWriter:
         self,
         write: Write,
         timeline: Timeline,
-        watch: Callable[[StepRecord], None],
+        watch: Callable[[Sequence[StepRecord]], None],
         comm: CommRecorder | None,
     ) -> None:
         self._write = write
@@ -93,31 +112,46 @@ class StepWriter:
         self._read: list[NotedStep | _NotedFlush] = []
         self._boundary: Any = None
         self._elapsed_seconds = 0.0
-        self._flushed_ns: int | None = None
+        self._due_ns: int | None = None
+        self._go_on: list[StepComm] = []
 
     def begin(self, step: ScheduledStep) -> NotedStep:
         begin = self._timeline.mark() if self._boundary is None else self._boundary
         noted = NotedStep(step, begin, self._timeline.host_ns(begin))
-        if self._flushed_ns is None:
-            self._flushed_ns = noted.begin_ns
+        if self._due_ns is None:
+            self._due_ns = noted.begin_ns + FLUSH_NS
         return noted
 
     def end(self, noted: NotedStep) -> None:
         """The step is over. What the device has finished is read, and written when it is time."""
-        _to_host(noted)
-        noted.end = self._boundary = self._timeline.mark()
-        self._pending.append(noted)
-        urgent = self._read_finished(keep=MAX_PENDING)
-        now = self._timeline.host_ns(noted.end)
-        waited, took = now - (self._flushed_ns or 0), now - noted.begin_ns
-        if not urgent and waited < FLUSH_SECONDS * 1e9 and took < LONG_SECONDS * 1e9:
+        if self._timeline.synchronous:
+            noted.end = self._boundary = now = self._timeline.mark()
+            self._pending.append(noted)
+            if self._go_on or (noted.comm is not None and noted.comm.going_on):
+                self._see_ends(noted, now)
+            urgent = bool(noted.gradients) or not all(map(math.isfinite, noted.losses))
+        else:
+            _to_host(noted)
+            noted.end = self._boundary = self._timeline.mark()
+            now = self._timeline.host_ns(noted.end)
+            self._pending.append(noted)
+            urgent = self._read_finished(keep=MAX_PENDING)
+        assert self._due_ns is not None
+        if not urgent and now < self._due_ns and now - noted.begin_ns < LONG_NS and len(self._pending) < MAX_PENDING:
             return
-        self._flushed_ns = now
+        self._due_ns = now + FLUSH_NS
+        self._read_finished(keep=MAX_PENDING)
         several = len(self._read) > 1
         self._flush()
         if several:
             self._boundary = self._timeline.mark()
             self._pending.append(_NotedFlush(noted.step.index, noted.end, self._boundary))
+
+    def _see_ends(self, noted: NotedStep, now: int) -> None:
+        """Collectives that went on when their step was over are looked after from step to step."""
+        if noted.comm is not None:
+            self._go_on.append(noted.comm)
+        self._go_on = [comm for comm in self._go_on[-PATIENCE_STEPS:] if not comm.complete(now)]
 
     @contextlib.contextmanager
     def event(self, kind: EventKind, step: int) -> Iterator[dict[str, Any]]:
@@ -147,7 +181,7 @@ class StepWriter:
 
     def _read_finished(self, keep: int) -> bool:
         """Take the steps that the device has finished, waiting for those beyond the newest `keep`. Whether one must be
-        looked at now: a number in it is not finite."""
+        looked at now: a number in it is not finite. (On CPU that is seen at its end.)"""
         urgent = False
         while self._pending:
             oldest = self._pending[0]
@@ -159,8 +193,8 @@ class StepWriter:
                 break
             self._pending.popleft()
             self._read.append(oldest)
-            if isinstance(oldest, NotedStep):
-                urgent |= not _is_finite(oldest)
+            if isinstance(oldest, NotedStep) and oldest.on_host is not None:
+                urgent |= not bool(oldest.on_host.isfinite().all())
         return urgent
 
     def _goes_on(self, noted: NotedStep | _NotedFlush) -> bool:
@@ -179,9 +213,8 @@ class StepWriter:
                 records += self._records(noted)
         if records:
             self._write(*records)
-        for record in records:
-            if isinstance(record, StepRecord):
-                self._watch(record)
+        if steps := [record for record in records if isinstance(record, StepRecord)]:
+            self._watch(steps)
 
     def _event(self, kind: EventKind, step: int, begin: Any, end: Any, values: dict[str, Any]) -> EventRecord:
         start, seconds = self._advance(begin, end)
@@ -189,11 +222,12 @@ class StepWriter:
 
     def _records(self, noted: NotedStep) -> list[Record]:
         """The step's record, behind the list of its collectives where that is new."""
+        timeline = self._timeline
         phases: dict[str, float] = {}
         for name, begin, end in noted.phases:
-            phases[name] = phases.get(name, 0.0) + self._timeline.seconds(begin, end)
+            phases[name] = phases.get(name, 0.0) + timeline.seconds(begin, end)
         start, seconds = self._advance(noted.begin, noted.end)
-        scalars = [value if math.isfinite(value) else None for value in _values(noted)]
+        _from_host(noted)
         records, comm = self._comm_records(noted)
         record = StepRecord(
             step=noted.step.index,
@@ -202,16 +236,16 @@ class StepWriter:
             seconds=seconds,
             phases=phases,
             host_data_seconds=noted.host_data_ns * 1e-9,
-            losses=scalars[: noted.losses],
+            losses=[_finite(loss) for loss in noted.losses],
             samples=noted.step.samples,
             lr=noted.step.lr,
-            grad_square_sum=scalars[noted.losses] if noted.grad_replicas is not None else None,
+            grad_square_sum=None if noted.grad_square_sum is None else _finite(noted.grad_square_sum),
             grad_replicas=noted.grad_replicas,
-            skipped=bool(scalars[-1]) if isinstance(noted.skipped, torch.Tensor) else noted.skipped,
-            not_finite=first_not_finite(noted.watched),
+            skipped=bool(noted.skipped),
+            not_finite=first_not_finite([*noted.outputs, *noted.gradients]),
             recompute_seconds=None
             if noted.recomputed is None
-            else sum(self._timeline.seconds(begin, end) for begin, end in noted.recomputed),
+            else sum(timeline.seconds(begin, end) for begin, end in noted.recomputed),
             begin_ns=noted.begin_ns,
             comm=comm,
         )
@@ -230,30 +264,34 @@ class StepWriter:
         return start, seconds
 
 
+def _numbers(noted: NotedStep) -> list[torch.Tensor]:
+    """The step's numbers that are on the device."""
+    alone = [each for each in (noted.grad_square_sum, noted.skipped) if isinstance(each, torch.Tensor)]
+    return [*noted.losses, *alone, *(total for _, total in noted.outputs), *(total for _, total in noted.gradients)]
+
+
 def _to_host(noted: NotedStep) -> None:
-    """Send the step's numbers to the host, where they are once its end mark is reached. On CPU they are there."""
-    tensors = [*noted.scalars, *(each.tensor for each in noted.watched)]
+    """Send the step's numbers to the host, where they are once its end mark is reached."""
+    tensors = _numbers(noted)
     if tensors and tensors[0].device.type != "cpu":
         stacked = torch.stack([tensor.float().reshape(()) for tensor in tensors])
         noted.on_host = torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)
 
 
-def _is_finite(noted: NotedStep) -> bool:
-    """Whether the step's losses, and what was watched of it, are finite. What was watched is let go if so."""
-    if noted.on_host is not None:
-        return bool(noted.on_host.isfinite().all())
-    if all(math.isfinite(loss.item()) for loss in noted.scalars[: noted.losses]):
-        noted.watched = [each for each in noted.watched if each.is_gradient]
-        if all_finite(noted.watched):
-            noted.watched = []
-            return True
-    return False
-
-
-def _values(noted: NotedStep) -> list[float]:
+def _from_host(noted: NotedStep) -> None:
+    """Put the numbers that were sent to the host in their places."""
     if noted.on_host is None:
-        return [float(tensor) for tensor in noted.scalars]
-    values = noted.on_host.tolist()
-    sums = values[len(noted.scalars) :]
-    noted.watched = [each._replace(tensor=torch.tensor(total)) for each, total in zip(noted.watched, sums, strict=True)]
-    return values[: len(noted.scalars)]
+        return
+    values = iter(noted.on_host.tolist())
+    noted.losses = [next(values) for _ in noted.losses]
+    if isinstance(noted.grad_square_sum, torch.Tensor):
+        noted.grad_square_sum = next(values)
+    if isinstance(noted.skipped, torch.Tensor):
+        noted.skipped = bool(next(values))
+    noted.outputs = [(what, torch.tensor(next(values))) for what, _ in noted.outputs]
+    noted.gradients = [(what, torch.tensor(next(values))) for what, _ in noted.gradients]
+
+
+def _finite(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

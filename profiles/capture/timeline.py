@@ -14,7 +14,10 @@ import torch
 
 
 class Timeline(Protocol):
-    """Marks in the order in which the device reaches them."""
+    """Marks in the order in which the device reaches them. A `synchronous` one is the host's own thread: its marks are
+    nanoseconds of the host's clock, and numbers can be read at once."""
+
+    synchronous: bool
 
     def mark(self) -> Any:
         """Set a mark here."""
@@ -32,13 +35,19 @@ class Timeline(Protocol):
         """Wait until the device has passed `mark`."""
         ...
 
-    def seconds(self, begin: Any, end: Any) -> float:
+    def nanoseconds(self, begin: Any, end: Any) -> int:
         """From one passed mark to a later one."""
+        ...
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """The same in seconds."""
         ...
 
 
 class HostTimeline:
     """The calling thread. `clock` counts nanoseconds, monotonically."""
+
+    synchronous = True
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.mark = clock
@@ -52,12 +61,17 @@ class HostTimeline:
     def wait(self, mark: int) -> None:
         return
 
+    def nanoseconds(self, begin: int, end: int) -> int:
+        return end - begin
+
     def seconds(self, begin: int, end: int) -> float:
         return (end - begin) * 1e-9
 
 
 class CudaTimeline:
     """The current CUDA stream. `elapsed_time` is in float32 milliseconds, so only near marks are subtracted."""
+
+    synchronous = False
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
@@ -72,6 +86,9 @@ class CudaTimeline:
 
     def wait(self, mark: torch.cuda.Event) -> None:
         mark.synchronize()
+
+    def nanoseconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> int:
+        return round(begin.elapsed_time(end) * 1e6)
 
     def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         return begin.elapsed_time(end) * 1e-3

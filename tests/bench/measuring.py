@@ -1,14 +1,12 @@
-"""What measuring costs: our loop with the probe on, through the recording group, against the same loop with it off, on
-a group of gloo's own, in ABBA blocks in the same processes.
+"""What measuring costs: our loop with the probe on, against the same loop with no hook, no seam and no record, in ABBA
+blocks on the same model in the same processes.
 
 Steps of about 10 and 100 ms with 1, 8 and 64 collectives tell the cost of a further one from the rest. On one rank,
-whose collectives end at once, an interval is narrow; on two ranks that share two cores with gloo's threads it is wide,
-and where a model happens to lie in memory alone makes steps differ by 2 %.
+whose collectives end at once, an interval is narrow; on two ranks that share two cores with gloo's threads it is wide.
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from scalelab.launch.ranks import Rank
 from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
 from scalelab.launch.strategies._native import NativeSharded
+from scalelab.launch.supervision.pulse import Pulse
 from scalelab.profiles.capture.finite import FiniteWatch, parts_of
 from scalelab.profiles.capture.probe import Probe
 from scalelab.profiles.capture.timeline import HostTimeline
@@ -84,49 +83,46 @@ def time_blocks(rank: Rank, case: Case) -> dict[str, list[float]]:
     batch = torch.randn(case.rows, WIDTH, generator=torch.Generator().manual_seed(rank.rank))
     plain_group: Any = distributed.new_group(backend="gloo")
     bucket_mb = case.layers * WIDTH * (WIDTH + 1) * 4 / 2**20 / case.buckets
+    model = Loss(model_of(case))
+    finite = FiniteWatch(parts_of(model, list(model.body.children())))
+    wrapped = DistributedDataParallel(model, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True)
+    finite.sharded()
+    run = NativeSharded(model, setting, call=wrapped, replicas=case.world_size)
+    schedule = [Step(index=i, role="measured", lr=1e-4, samples=1) for i in range(case.steps)]
 
     def feed() -> Iterator[torch.Tensor]:
         while True:
             yield batch
 
-    def loop(probed: bool) -> Callable[[], None]:
-        model = Loss(model_of(case))
-        finite = FiniteWatch(parts_of(model, list(model.body.children()))) if probed else None
-        wrapped = DistributedDataParallel(
-            model,
-            bucket_cap_mb=bucket_mb,
-            gradient_as_bucket_view=True,
-            process_group=None if probed else plain_group,
-        )
-        if finite is not None:
-            finite.sharded()
-        run = NativeSharded(model, setting, call=wrapped, replicas=case.world_size)
-        schedule = [Step(index=i, role="measured", lr=1e-4, samples=1) for i in range(case.steps)]
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        write = stack.enter_context(appending(folder / "r000.jsonl"))
-        timeline = HostTimeline()
-        probe = Probe(write, timeline, finite=finite, comm=ranks.recorder) if probed else WindowProbe(write, timeline)
+    with tempfile.TemporaryDirectory() as name, appending(Path(name) / "r000.jsonl") as write:
+        (Path(name) / "live").mkdir()
+        pulse, timeline = Pulse(Path(name), rank.rank), HostTimeline()
+        probe = Probe(write, timeline, at=pulse.at, finite=finite, comm=ranks.recorder)
 
-        def block() -> None:
+        def measured() -> None:
             train(run, feed(), schedule, probe, lambda batch: batch)
-            if probed:
-                probe.close()
+            probe.close()
 
-        return block
+        def bare() -> None:
+            train(run, feed(), schedule, WindowProbe(write, timeline), lambda batch: batch)
 
-    stack = contextlib.ExitStack()
-    blocks = {"off": loop(False), "on": loop(True)}
-    for block in [*blocks.values(), *blocks.values()]:
-        block()
-    found: dict[str, list[float]] = {name: [] for name in blocks}
-    for _ in range(case.rounds):
-        for name in ("off", "on", "on", "off"):
+        def seconds(block: Callable[[], None]) -> float:
             distributed.barrier(plain_group)
             begin = time.perf_counter()
-            blocks[name]()
+            block()
             distributed.barrier(plain_group)
-            found[name].append(time.perf_counter() - begin)
-    stack.close()
+            return time.perf_counter() - begin
+
+        found: dict[str, list[float]] = {"off": [], "on": []}
+        for number in range(case.rounds + 2):
+            for name in ("off", "on", "on", "off"):
+                if name == "on":
+                    took = seconds(measured)
+                else:
+                    with finite.off(), ranks.recorder.off():
+                        took = seconds(bare)
+                if number >= 2:
+                    found[name].append(took)
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from scalelab.launch.supervision.pulse import see
+from scalelab.launch.supervision.sighting import see
 
 from tests.support.supervised import MODEL
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from scalelab.launch.supervision.pulse import see
+from scalelab.launch.supervision.sighting import see
 
 from tests.support.hosts import ADDRESSES, cut, on, two_hosts
 from tests.support.supervised import MODEL

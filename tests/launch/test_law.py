@@ -56,10 +56,10 @@ def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
     recorder.open()
     for micro_step in range(run.setting.accumulation):
         last = micro_step == run.setting.accumulation - 1
-        recorder.enter("forward")
+        recorder.phase = "forward"
         loss = run.forward(next(batches), last)
         sent["forward"] += Counter(witness.payload_bytes())
-        recorder.enter("backward")
+        recorder.phase = "backward"
         run.backward(loss, last)
         sent["backward"] += Counter(witness.payload_bytes())
         if last:
@@ -71,7 +71,7 @@ def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
             found["dtypes"] = {
                 kind: {str(t.dtype) for t in held[kind] if t.is_floating_point() and t.dim()} for kind in held
             }
-        recorder.enter("optimizer")
+        recorder.phase = "optimizer"
         run.step(last)
         sent["optimizer"] += Counter(witness.payload_bytes())
     return {**found, "sent": {phase: dict(row) for phase, row in sent.items()}, "recorded": recorded()}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scalelab.launch.supervision.collectives import odd_one_out
-from scalelab.launch.supervision.pulse import Sighting
 from scalelab.launch.supervision.report import Evidence, Report
+from scalelab.launch.supervision.sighting import Sighting
 from scalelab.launch.supervision.verdict import conclude, decide
 from scalelab.launch.supervision.watchdog import FLOOR_SECONDS, PATIENT_SECONDS, STEP_FACTOR, Watchdog
 

@@ -28,7 +28,7 @@ def opened(at: int = 0) -> tuple[CommRecorder, Clock]:
     clock.now = at
     recorder = CommRecorder(clock)
     recorder.open()
-    recorder.enter("forward")
+    recorder.phase = "forward"
     return recorder, clock
 
 
@@ -36,7 +36,7 @@ def test_times_count_from_the_begin_of_the_step() -> None:
     recorder, clock = opened(1000)
     clock.now = 1010
     one = recorder.begin("all_reduce", 8, "0")
-    one.waits.append((1020, 1050))
+    one.waits += ((1020, 1050),)
     one.ended = 1045
     _, record = recorder.record(recorder.close(), 1000, 1000)
     assert (record.handed_in_ns, record.ended_ns, record.waits) == ([10], [45], [0, 20, 50])
@@ -48,7 +48,7 @@ def test_who_waited_saw_the_end() -> None:
     ends: tuple[int | None, ...] = (None, 70)
     for ended in ends:
         one = recorder.begin("all_reduce", 8, "0")
-        one.waits += [(20, 50), (80, 81)]
+        one.waits += ((20, 50), (80, 81))
         one.ended = ended
     _, record = recorder.record(recorder.close(), 0, 0)
     assert record.ended_ns == [50, 50]
@@ -92,7 +92,7 @@ def test_an_end_is_seen_where_the_thread_next_comes_by() -> None:
     works[0].done, clock.now = True, 10
     recorder.begin("barrier", 0, "0")
     works[1].done, clock.now = True, 20
-    recorder.enter(None)
+    recorder.look(clock.now)
     step = recorder.close()
     assert not step.complete(25)
     works[2].done = True

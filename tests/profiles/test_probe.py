@@ -146,7 +146,7 @@ def test_nothing_waits_for_a_device_that_lags() -> None:
 def test_a_loss_that_is_not_finite_is_null_and_seen_by_the_watch() -> None:
     """JSON has no NaN: the record holds null, and the watch can stop the run on it."""
     seen: list[StepRecord] = []
-    probe = Probe(lambda *records: None, HostTimeline(), watch=seen.append)
+    probe = Probe(lambda *records: None, HostTimeline(), watch=seen.extend)
     for index, value in enumerate((1.0, math.nan, math.inf)):
         with probe.step(Step(index)):
             probe.loss(torch.tensor(value))

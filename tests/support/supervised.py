@@ -23,7 +23,7 @@ from scalelab.launch.config import build
 from scalelab.launch.devices import detect
 from scalelab.launch.plan import Plan, resolve
 from scalelab.launch.supervision import supervisor
-from scalelab.launch.supervision.pulse import see
+from scalelab.launch.supervision.sighting import see
 from scalelab.launch.supervision.supervisor import supervise
 from scalelab.profiles.runfolder import RunFolder
 
