@@ -14,7 +14,7 @@ from torch import distributed, nn
 from ..profiles.records import SCHEMA
 from ..profiles.runfolder import RunFolder
 from ..profiles.storage import OutputError
-from . import environment
+from . import calibrations, environment
 from .assemble import describe_device
 from .ranks import Rank
 from .text import redacted
@@ -85,6 +85,7 @@ def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device:
         "notes": ["measured within its own loop, by Probe.attach"],
         "data": None,
         "environment": environment.capture(),
+        "calibration": calibrations.for_run(device.type, describe_device(device), rank.world_size),
         "model": {
             "name": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in parameters),

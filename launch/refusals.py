@@ -59,7 +59,7 @@ def lacks(setting: Setting, strategy: Strategy, devices: Devices) -> list[str]:
         for package in strategy.packages(setting)
         if importlib.util.find_spec(package) is None
     ]
-    if setting.compile and (lack := _lacks_compiler(setting.device)):
+    if setting.compile and (lack := lacks_compiler(setting.device)):
         found.append(f"--compile: {lack}, or leave it out")
     capability = devices.compute_capability
     if setting.precision in ("tf32", "bf16", "bf16-params") and capability is not None and capability < AMPERE:
@@ -71,7 +71,7 @@ def lacks(setting: Setting, strategy: Strategy, devices: Devices) -> list[str]:
     return found
 
 
-def _lacks_compiler(device: str) -> str | None:
+def lacks_compiler(device: str) -> str | None:
     """What torch.compile's backend needs and does not find: a C++ compiler on CPU; Triton and a C compiler on CUDA."""
     variable, known = ("CXX", CXX_COMPILERS) if device == "cpu" else ("CC", C_COMPILERS)
     given = os.environ.get(variable)

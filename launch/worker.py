@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +22,12 @@ from ..models.errors import ModelError
 from ..profiles.capture.clocks import compare_clocks, over
 from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
+from ..profiles.capture.garbage import garbage_watch
 from ..profiles.capture.memory import digest, peaks
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.capture.window import WindowProbe
-from ..profiles.records import TRAINING, Record, StepRecord
+from ..profiles.records import Record
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
 from . import recompute, strategies
@@ -46,6 +48,7 @@ from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
 from .supervision.pulse import Pulse, stack_file
 from .tail import Tail
+from .written import StepNotFiniteError, after_steps
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
@@ -61,37 +64,6 @@ def run_rank(folder: RunFolder, rank: Rank) -> Exit:
             state, code = "failed", write_failure(folder, rank, pulse, error, at_hand)
     pulse.end(state, code)
     return Exit.OK if state == "stopped" else code
-
-
-def _after_steps(rank: Rank, pulse: Pulse, records: Sequence[StepRecord]) -> None:
-    """Stop at a loss that is not finite; tell the display how far rank 0 is."""
-    for record in records:
-        if record.role in TRAINING:
-            _refuse_not_finite(record)
-    if rank.rank != 0:
-        return
-    last = records[-1]
-    figures: dict[str, Any] = {"step": last.step, "role": last.role, "seconds": last.seconds}
-    if last.role in TRAINING:
-        allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
-        losses = [loss for loss in last.losses if loss is not None]
-        figures["loss"] = sum(losses) / len(losses)
-        figures["memory_bytes"] = allocated or peaks(torch.device("cpu")).rss_peak_bytes
-    pulse.news(**figures)
-
-
-def _refuse_not_finite(record: StepRecord) -> None:
-    """Raise NumericError for a step whose loss, or a gradient that was not skipped, is not finite."""
-    if None not in record.losses and (not record.not_finite or record.skipped):
-        return
-    what = "the loss" if None in record.losses else "a gradient"
-    first = f": first {record.not_finite}" if record.not_finite else ""
-    if None in record.losses and first.startswith(": first the gradient"):
-        first = ""  # it follows from the loss, whatever made that
-    raise NumericError(
-        f"{what} of step {record.step} is not finite{first}",
-        hint="lower --lr, warm it up with --lr-warmup-steps, or clip with --clip-norm 1",
-    )
 
 
 def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tuple[str, Exit]:
@@ -125,12 +97,13 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             probe = Probe(
                 write,
                 timeline,
-                watch=lambda records: _after_steps(rank, pulse, records),
+                watch=lambda records: after_steps(rank, pulse, records),
                 record_grad_norm=config.record_grad_norm,
                 memory_step=min(max(1, config.warmup - 1), total - 1) or None,
                 at=pulse.at,
                 finite=job.finite,
                 comm=comm,
+                garbage=stack.enter_context(garbage_watch()),
                 times_recompute=config.checkpointing != "none" and not config.compile,
             )
             recompute.timed_by(probe.recomputing)
@@ -156,10 +129,16 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             at_hand.batch = to_device(batch, device)
             return at_hand.batch
 
+        # What is there now stays: the collector need not look through it again, which takes it up to half a second.
+        gc.collect()
+        gc.freeze()
         try:
             train(job.run, batches, steps, probe, moved, events, stopping.after_step)
-        except NumericError as error:
-            raise _located(error, job) from None
+        except BaseException as error:
+            probe.keep()
+            if isinstance(error, NumericError):
+                raise _located(error, job) from None
+            raise
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
             saver.before_leaving(probe, pulse.step or 0)
         elif config.counterfactual and not stopping.agreed:
@@ -208,13 +187,11 @@ def _compare_clocks(rank: Rank, boot_ids: Sequence[str], control: Any, write: Ca
 
 def _located(error: NumericError, job: Job) -> NumericError:
     """`error`, raised by a strategy over gradients that ranks have mixed, with the rank's own first bad tensor."""
-    noted = []
-    if job.finite is not None:
-        job.finite.micro_batch_over()
-        outputs, gradients = job.finite.take()
-        noted = [*outputs, *gradients]
-    if not noted:  # the step was over: the error names its tensor
+    if job.finite is None or isinstance(error, StepNotFiniteError):
         return error
+    job.finite.micro_batch_over()
+    outputs, gradients = job.finite.take()
+    noted = [*outputs, *gradients]
     first = first_not_finite(noted)
     located = NumericError(f"{error}{f': first {first}' if first else ''}", hint=error.hint)
     located.elsewhere = first is None

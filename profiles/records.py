@@ -88,7 +88,8 @@ class StepRecord(_Record):
 
     `skipped` steps left the weights alone, because a gradient overflowed under dynamic loss scaling. `not_finite` names
     the first tensor of the step on this rank that was not finite, of those that are watched. `recompute_seconds` of
-    backward went into computing activations again; null where that was not timed.
+    backward went into computing activations again; null where that was not timed. `gc_seconds` of the step went to
+    Python's garbage collector, whatever phase it came in.
     """
 
     kind: Literal["step"] = "step"
@@ -106,6 +107,7 @@ class StepRecord(_Record):
     skipped: bool = False
     not_finite: str | None = None
     recompute_seconds: float | None = None
+    gc_seconds: float | None = None
     begin_ns: int | None = None
     comm: CommRecord | None = None
 

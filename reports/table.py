@@ -77,6 +77,12 @@ def _communication(summary: Mapping[str, Any]) -> list[Text]:
         lines.append(f"exposed {_ms(comm['exposed_seconds'])} a step: {parts}")
     else:
         lines.append(f"why communication was exposed is not known: {summary['reasons']['comm.waiting_seconds']}")
+    if comm["alone_seconds"] is not None:
+        of = summary["calibration"]
+        lines.append(
+            f"on this machine at rest they take {_ms(comm['alone_seconds'])} one after the other (calibration "
+            f"{of['name']} of {of['made_utc']})"
+        )
     if (late := comm["straggler"]) is not None:
         lines.append(
             f"rank {late['rank']} is late, from its {late['cause']} on: {_ms(late['excess_seconds'])} a step more of "

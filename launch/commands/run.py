@@ -12,7 +12,7 @@ import orjson
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from ...reports.console import Steady
-from .. import devices, environment, strategies
+from .. import calibrations, devices, environment, strategies
 from ..config import RunConfig, build, is_user_model, name_of, parse_target
 from ..errors import Exit
 from ..explain import explanation
@@ -117,6 +117,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "notes": list(plan.notes),
         "data": data,
         "environment": environment.capture(),
+        "calibration": calibrations.for_run(str(plan.config.device), plan.devices.name, plan.world_size),
     }
 
 

@@ -67,7 +67,7 @@ def see(folder: Path, rank: int) -> Sighting:
         return Sighting(rank=rank)
     itself, beat, news, end = (_block(raw, offset) for offset in (SELF, BEAT, NEWS, END))
     pid = itself.get("pid")
-    since, step, phase = _place(raw)
+    since, step, phase = _place(raw, itself.get("phases", []))
     return Sighting(
         rank=rank,
         pid=pid,
@@ -89,13 +89,14 @@ def see(folder: Path, rank: int) -> Sighting:
     )
 
 
-def _place(raw: bytes) -> tuple[float | None, int | None, str]:
+def _place(raw: bytes, names: list[str]) -> tuple[float | None, int | None, str]:
     """Since when, step and phase, of a file's bytes."""
     here = raw[PLACE : PLACE + HERE.size]
-    if len(here) < HERE.size or not here.strip(b"\0 "):
+    if len(here) < HERE.size or not names:
         return None, None, "starting"
-    since, step, phase = HERE.unpack(here)
-    return since, None if step == NO_STEP else step, phase.rstrip(b"\0").decode("utf-8", "replace")
+    since, where = HERE.unpack(here)
+    step, number = divmod(where, 256)
+    return since, None if step == NO_STEP else step, names[number] if number < len(names) else "unknown"
 
 
 def _block(raw: bytes, place: int, size: int = BLOCK_BYTES) -> dict[str, Any]:

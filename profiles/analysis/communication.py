@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration import collective_seconds
 from .clocks import Clocks, clocks
 from .collectives import Exposed, Plan, RankComm, Split, exposed, split, unlike_steps
-from .load import Run
+from .load import NO_CALIBRATION, Run
 from .reasons import Null, nulls
 from .straggler import Straggler, find_straggler
 from .wire import wire_factor
@@ -28,6 +29,7 @@ COMM = (
     "waiting_seconds",
     "queued_seconds",
     "bus_bandwidth",
+    "alone_seconds",
     "message_bytes",
     "clock_residual_seconds",
     "straggler",
@@ -94,12 +96,33 @@ def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     found = {**dict.fromkeys(COMM), **_traffic(known.plans, world, run.run_json["config"]["device"], null)}
     found["exposed_seconds"] = float(known.exposed.total.mean())
     found["exposed_by_phase"] = {name: _of_phase(known.exposed, name) for name in PHASES_OF_COMM}
+    found["alone_seconds"] = _alone_seconds(run, known.plans, null)
     found |= _parts(known, found["wire_bytes_per_step"], null)
     found["straggler"] = _straggler(run, known, null)
     found["clock_residual_seconds"] = known.clock_residual_seconds
     if known.clock_residual_seconds is None:
         null("comm.clock_residual_seconds", known.why_not_split)
     return found
+
+
+def _alone_seconds(run: Run, plans: list[Plan], null: Null) -> float | None:
+    """How long the collectives of a step take one after the other on this machine when it does nothing else, as its
+    calibration found."""
+    calibration, world = run.calibration, run.run_json["world_size"]
+    why = ""
+    if calibration is None:
+        why = NO_CALIBRATION
+    elif calibration.ranks != world or run.run_json["config"].get("nodes", 1) > 1:
+        why = f"the calibration {calibration.name} is of {calibration.ranks} ranks on one host"
+    else:
+        counts = Counter((each.kind, each.payload_bytes) for plan in plans for each in plan if each.kind != "barrier")
+        seconds = {key: collective_seconds(calibration, *key) for key in counts}
+        unknown = sorted({kind for (kind, _), each in seconds.items() if each is None})
+        if not unknown:
+            return sum(counts[key] * (each or 0.0) for key, each in seconds.items()) / len(plans)
+        why = f"the calibration {calibration.name} has no {', '.join(unknown)}"
+    null("comm.alone_seconds", why)
+    return None
 
 
 def _alone(null: Null) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
+from ..calibration import Calibration
 from ..records import (
     PHASES,
     TRAINING,
@@ -30,6 +32,7 @@ from ..records import (
 from ..runfolder import RunFolder
 
 Kind = TypeVar("Kind", bound=Record)
+NO_CALIBRATION = "this machine had no calibration when the run began (scalelab doctor --calibrate makes one)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,13 @@ class Run:
     def phase_seconds(self) -> dict[str, np.ndarray]:
         """Seconds of each phase as recorded, communication included, (ranks, steps)."""
         return {name: self.matrix(lambda step, name=name: step.phases.get(name, 0.0)) for name in PHASES}
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """What the machine was measured to do, as far as it was known when the run began."""
+        with contextlib.suppress(ValidationError):
+            return Calibration.model_validate(self.run_json.get("calibration"))
+        return None
 
     def matrix(self, value: Callable[[StepRecord], float]) -> np.ndarray:
         """`value` of each measured step that every rank finished, as (ranks, steps)."""

@@ -102,8 +102,13 @@ def detail(run: Run, communication: Communication, null: Null) -> dict[str, Any]
         null("detail.recompute_seconds", "recompute is part of backward and was not timed apart")
     if not run.complete_steps:
         null("detail.host_data_seconds", "no measured step was recorded")
+    collected = [rank.measured[step].gc_seconds for rank in run.ranks for step in run.complete_steps]
+    if not collected or None in collected:
+        null("detail.gc_seconds", "the collector's pauses were not recorded")
+        collected = []
     return {
         "recompute_seconds": recompute,
+        "gc_seconds": float(np.mean([each or 0.0 for each in collected])) if collected else None,
         "host_data_seconds": float(run.matrix(lambda s: s.host_data_seconds).mean()) if run.complete_steps else None,
         "optimizer_comm_seconds": in_optimizer,
     }

@@ -14,7 +14,7 @@ from ..runfolder import RunFolder
 from .communication import comm, communication
 from .cost import cost
 from .data import data
-from .load import Run, load_run
+from .load import NO_CALIBRATION, Run, load_run
 from .memory import memory
 from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
@@ -83,6 +83,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "grad_norm": grad_norm(run, null),
         "counterfactual": counterfactual(run, null),
         "overhead": overhead(run, null),
+        "calibration": _calibration(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
         "unreadable_lines": sum(rank.unreadable for rank in run.ranks),
     }
@@ -92,6 +93,14 @@ def summarise(run: Run) -> dict[str, Any]:
         summary["loss"] = None
         null("loss", "the loop did not tell its losses; probe.loss(loss) does")
     return {**summary, "reasons": dict(sorted(reasons.items()))}
+
+
+def _calibration(run: Run, null: Null) -> dict[str, str] | None:
+    """By name and date, what the run's rates are held against."""
+    if (found := run.calibration) is None:
+        null("calibration", NO_CALIBRATION)
+        return None
+    return {"name": found.name, "made_utc": found.made_utc}
 
 
 UTILIZATION = ("gpu_percent", "mfu", "hfu", "useful_fraction", "joules_per_sample", "p99_h2d_seconds")

@@ -30,15 +30,12 @@ class Collective:
     """One collective of this rank. `shape` is its number with the recorder; stamps are nanoseconds of the host's clock,
     `waits` marks of the timeline. `work` is the backend's, until its end was seen."""
 
-    __slots__ = ("ended", "graph_task", "handed_in", "shape", "waits", "work")
-
-    def __init__(self, shape: int, handed_in: int) -> None:
-        self.shape = shape
-        self.handed_in = handed_in
-        self.work: Any = None
-        self.ended: int | None = None
-        self.waits: tuple[tuple[Any, Any], ...] = ()
-        self.graph_task = -1
+    shape: int
+    handed_in: int
+    work: Any = None
+    ended: int | None = None
+    waits: tuple[tuple[Any, Any], ...] = ()
+    graph_task: int = -1
 
 
 class StepComm:
@@ -85,9 +82,12 @@ class CommRecorder:
         """The phase of the step that runs."""
         self.going_on: list[Collective] = []
         """Collectives whose end was not seen yet, the oldest first."""
-        self._step: StepComm | None = None
-        self._graph_task = -1
+        self.of_engine: list[Collective] = []
+        """Those that DDP's reducer sent in the backward pass that runs."""
+        self.step: StepComm | None = None
+        """The step that is open."""
         self._shapes: dict[tuple[str, int, str | None, str], int] = {}
+        self._graph_task = -1
         self._plans: dict[tuple[int, ...], int] = {}
         self._seams: weakref.WeakKeyDictionary[Any, Callable[[Any, bool], None]] = weakref.WeakKeyDictionary()
 
@@ -120,14 +120,11 @@ class CommRecorder:
         finally:
             self.free = False
 
-    @property
-    def recording(self) -> bool:
-        return self._step is not None
-
     def open(self, *, exact: bool = False) -> None:
         """A step begins; in an `exact` one every end is stamped when it occurs."""
-        self._step = StepComm(exact and self.sees_ends)
+        self.step = StepComm(exact and self.sees_ends)
         self._graph_task = -1
+        self.of_engine = []
 
     def look(self, now: int) -> None:
         """See which collectives have ended: of those under way the oldest few, as backends work on few at once."""
@@ -141,7 +138,7 @@ class CommRecorder:
 
     def close(self) -> StepComm:
         """The step is over; what it had."""
-        step, self._step = self._step, None
+        step, self.step = self.step, None
         assert step is not None
         if self.going_on:
             self.look(self.clock())
@@ -151,27 +148,27 @@ class CommRecorder:
 
     def begin(self, kind: str, payload_bytes: int, group: str) -> Collective:
         """A collective is about to be handed to the backend."""
-        step = self._step
+        step = self.step
         assert step is not None
-        key = (kind, payload_bytes, self.phase, group)
-        collective = Collective(self._shapes.setdefault(key, len(self._shapes)), now := self.clock())
+        collective = Collective()
+        collective.shape = self.shape(kind, payload_bytes, group)
+        collective.handed_in = now = self.clock()
         step.collectives.append(collective)
         if self.going_on:
             self.look(now)
         return collective
 
+    def shape(self, kind: str, payload_bytes: int, group: str) -> int:
+        """The number of such a collective in the phase that runs."""
+        return self._shapes.setdefault((kind, payload_bytes, self.phase, group), len(self._shapes))
+
     def handed_in(self, collective: Collective, work: Any) -> None:
         """The backend has taken the collective, and works on it under `work`."""
         collective.work = work
         self.going_on.append(collective)
-        step = self._step
+        step = self.step
         if step is not None and step.exact:
-            self._stamp_end(collective, work)
-
-    def handed_in_by_engine(self, collective: Collective, work: Any) -> None:
-        """The same for a collective of DDP's reducer, which will take the future of `work`."""
-        self.handed_in(collective, work)
-        self.future_taken(collective)
+            self.stamp_end(collective, work)
 
     def waited(self, collective: Collective, begin: Any) -> None:
         """The timeline has waited for `collective` since mark `begin`."""
@@ -182,24 +179,35 @@ class CommRecorder:
         """Whoever takes a collective's future in backward, as DDP's reducer in C++, waits for it out of sight when the
         backward pass is over: in a callback of the engine. Ours, asked for before theirs, waits there in its place."""
         task = collective.graph_task = _current_graph_task()
-        step = self._step
+        step = self.step
         if task != self._graph_task and task != -1 and step is not None:
             self._graph_task = task
             Variable._execution_engine.queue_callback(lambda: self._backward_over(step, task))
 
-    def _backward_over(self, step: StepComm, task: int) -> None:
+    def engine_sends(self) -> None:
+        """DDP's reducer sends the first of what will be in `of_engine`; that is waited for when backward is over."""
+        Variable._execution_engine.queue_callback(self._engine_is_over)
+
+    def _engine_is_over(self) -> None:
+        sent, self.of_engine = self.of_engine, []
         mark = self.timeline.mark
-        begin = mark()
+        for each in sent:
+            work, each.work = each.work, None
+            if self.sees_ends and work.is_completed():
+                continue  # nobody was kept waiting, and when it ended is not known
+            begin = mark()
+            work.wait()
+            each.waits = ((begin, mark()),)
+
+    def _backward_over(self, step: StepComm, task: int) -> None:
         for each in step.collectives:
             work = each.work
             if work is not None and each.graph_task == task:
+                begin = self.timeline.mark()
                 work.wait()
-                end = mark()
-                each.waits += ((begin, end),)
-                each.work = None
-                begin = end
+                self.waited(each, begin)
 
-    def _stamp_end(self, collective: Collective, work: Any) -> None:
+    def stamp_end(self, collective: Collective, work: Any) -> None:
         def ended(future: Any) -> None:
             collective.ended = self.clock()
 
@@ -225,9 +233,9 @@ class CommRecorder:
         waits: list[tuple[int, int, int]] = []
         for index, each in enumerate(step.collectives):
             end = None if each.ended is None else each.ended - begin_ns
-            for number, (a, b) in enumerate(each.waits):
+            for nth, (a, b) in enumerate(each.waits):
                 waited_from, until = since(a), since(b)
-                if number == 0 and self.sees_ends and (end is None or until < end):
+                if nth == 0 and self.sees_ends and (end is None or until < end):
                     end = until  # who waited saw the end at the latest then; the callback may have come later
                 if until > waited_from:
                     waits.append((waited_from, until, index))

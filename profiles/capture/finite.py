@@ -4,12 +4,12 @@ In backward one small parameter of each part of the model is watched: its gradie
 The gradient of a bias or a norm adds up that of all it touches, so it is not finite as soon as one element behind it is
 not. In forward the parts' outputs are watched: all on CUDA, where that is queued behind the rest, small ones on CPU.
 On CUDA one sum is taken of each tensor, which stays on the device and is read with the losses. On CPU gradients are
-copied into one buffer, which is looked at after each backward, and outputs are kept until the loss is known.
+looked at after each backward, all in one, and outputs are kept until the loss is known.
 
 Between large operations the caches are cold and a hook of a few lines costs 10 us on a CPU. Those of gradients are
-therefore functions of C alone, and those of outputs that are too large to be kept take themselves away. Nothing small
-is kept from one step to the next: between large tensors it would break up the allocator's heap, which was measured to
-cost a step of 15 ms up to 10 %.
+therefore functions of C alone, and those of outputs that are too large to be kept take themselves away. No tensor is
+kept from one step to the next: small ones between large ones break up the allocator's heap, which was measured to cost
+a step of 15 ms up to 10 %.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class FiniteWatch:
         self._outputs: list[Noted] = []
         self._gradients: dict[str, torch.Tensor] = {}
         self._earlier_gradients: list[Noted] = []
-        self._slots: dict[str, torch.Tensor] = {}
         self._parts = dict(parts)
         self._hooks: list[RemovableHandle] = []
         self._generation = 0
@@ -53,11 +52,9 @@ class FiniteWatch:
             if not compiled and (watched := _smallest(part)) is not None:
                 owner, own_name, path = watched
                 self._watched.append((owner, own_name, f"{name}.{path}", getattr(owner, own_name)))
-        sizes = [parameter.numel() for *_, parameter in self._watched]
-        sizes = [size if size <= SMALL_GRADIENT_ELEMENTS else 1 for size in sizes]
-        self._buffer = torch.zeros(sum(sizes), device="cpu")
-        for (*_, name, _), slot in zip(self._watched, self._buffer.split(sizes), strict=True):
-            self._slots[name] = slot
+        # Backward comes to the parts from the last to the first.
+        self._watched.reverse()
+        self._last: list[torch.Tensor | None] = [None] * len(self._watched)
 
     def sharded(self) -> None:
         """The model is under its strategy: watch from now on. A strategy that put a shard in a parameter's place puts
@@ -66,11 +63,11 @@ class FiniteWatch:
             after = _Output(self, name)
             after.hook = part.register_forward_hook(after)
             self._hooks.append(after.hook)
-        for owner, own_name, name, parameter in self._watched:
+        for number, (owner, own_name, _, parameter) in enumerate(self._watched):
             if owner._parameters.get(own_name) is parameter:
-                self._watch(parameter, name)
+                self._watch(parameter, number)
             else:
-                before = functools.partial(self._before, own_name, name)
+                before = functools.partial(self._before, own_name, number)
                 self._hooks.append(owner.register_forward_pre_hook(before, prepend=False))
 
     @contextlib.contextmanager
@@ -90,12 +87,14 @@ class FiniteWatch:
         also if the next one notes the same."""
         if loss is not None and math.isfinite(loss):
             self._outputs.clear()
-        if not math.isfinite(self._buffer.sum().item()):
-            # Backward comes to the parts from the last to the first: theirs is the order in which it came up.
-            self._earlier_gradients.extend(
-                (_gradient(name), self._slots[name].clone()) for name in reversed(self._slots)
-            )
-            self._buffer.zero_()
+        last = [gradient for gradient in self._last if gradient is not None]
+        if last:
+            if not math.isfinite(torch.cat(last).sum(dtype=torch.float32).item()):
+                named = zip(self._watched, self._last, strict=True)
+                self._earlier_gradients += [
+                    (_gradient(name), each) for (*_, name, _), each in named if each is not None
+                ]
+            self._last[:] = [None] * len(self._last)
         if self._gradients:
             if loss is None or not all(bool(gradient.isfinite()) for gradient in self._gradients.values()):
                 self._earlier_gradients.extend(self._gradients.items())
@@ -108,22 +107,24 @@ class FiniteWatch:
         gradients, self._earlier_gradients = self._earlier_gradients, []
         return outputs, gradients
 
-    def _before(self, own_name: str, name: str, owner: nn.Module, inputs: Any) -> None:
+    def _before(self, own_name: str, number: int, owner: nn.Module, inputs: Any) -> None:
         parameter = owner._parameters[own_name]
         mine = (self, self._generation)
         if parameter is not None and getattr(parameter, "_finite_watch", None) != mine and parameter.requires_grad:
             parameter._finite_watch = mine  # pyright: ignore[reportAttributeAccessIssue]
-            self._watch(parameter, name)
+            self._watch(parameter, number)
 
-    def _watch(self, parameter: nn.Parameter, name: str) -> None:
-        slot = self._slots[name]
+    def _watch(self, parameter: nn.Parameter, number: int) -> None:
         if parameter.is_cuda:
-            hook = functools.partial(self._note_sum, _gradient(name))
-        elif slot.numel() == parameter.numel():
-            hook = functools.partial(operator.setitem, slot.view(parameter.shape), ...)
+            hook = functools.partial(self._note_sum, _gradient(self._watched[number][2]))
+        elif parameter.dim() == 1 and parameter.numel() <= SMALL_GRADIENT_ELEMENTS:
+            hook = functools.partial(operator.setitem, self._last, number)
         else:
-            hook = functools.partial(_put_sum, slot)
+            hook = functools.partial(self._keep_sum, number)
         self._hooks.append(parameter.register_hook(hook))
+
+    def _keep_sum(self, number: int, gradient: torch.Tensor) -> None:
+        self._last[number] = gradient.sum(dtype=torch.float32).reshape(1)
 
     def _note_sum(self, what: str, gradient: torch.Tensor) -> None:
         self._gradients[what] = gradient.sum(dtype=torch.float32)
@@ -131,10 +132,6 @@ class FiniteWatch:
 
 def _gradient(name: str) -> str:
     return f"the gradient of {name}"
-
-
-def _put_sum(slot: torch.Tensor, gradient: torch.Tensor) -> None:
-    slot[0] = gradient.sum(dtype=torch.float32)
 
 
 class _Output:

@@ -6,22 +6,20 @@ DeepSpeed all go through it, and groups that a library makes for itself as well.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import distributed
 from torch._C import _distributed_c10d as c10d
-from torch.autograd import graph as autograd_graph
 from torch.distributed import ProcessGroup
 
 from . import free_wire
 from .comm import Collective, CommRecorder
+from .reducer import of_engine
 
 PREFIX = "recorded_"
 c10d_world: Any = distributed.distributed_c10d._world
-_ENGINE = autograd_graph._engine_run_backward.__code__
 
 
 def recorded_backend(backend: str, recorder: CommRecorder) -> str:
@@ -108,6 +106,7 @@ class RecordingGroup(ProcessGroup):
         self.recorder = recorder
         self.on_gloo = False
         self.label = ""
+        self.allreduce = of_engine(self, _ALL_REDUCE)
         recorder.seam(self, _recording)
 
     def _set_group_name(self, name: Any) -> None:
@@ -119,8 +118,12 @@ class PassingGroup(ProcessGroup):
     """What a recording group is while its recorder is off: torch finds no method in Python and takes its own."""
 
 
-def _recording(group: ProcessGroup, recording: bool) -> None:
+def _recording(group: Any, recording: bool) -> None:
     group.__class__ = RecordingGroup if recording else PassingGroup
+    if recording:
+        group.allreduce = of_engine(group, _ALL_REDUCE)
+    else:
+        del group.allreduce
 
 
 class RecordedWork(c10d.Work):
@@ -213,15 +216,6 @@ def _done(result: list[torch.Tensor]) -> Any:
     return c10d._create_work_from_future(future)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _from_the_engine() -> bool:
-    """Whether the caller's caller is autograd's engine itself: DDP's reducer in C++, as a hook has a frame of its own.
-    It takes the work's future, of which our callback at the end of backward knows without a wrapper around it."""
-    try:
-        return sys._getframe(2).f_code is _ENGINE
-    except ValueError:  # on a thread of the engine, which has no frames
-        return True
-
-
 def _recorded(method: str) -> Callable[..., Any]:
     kind, payload_at, free = _COLLECTIVES[method]
 
@@ -230,7 +224,7 @@ def _recorded(method: str) -> Callable[..., Any]:
         if recorder.free:
             free(self, arguments)
             return _done(free_wire.tensors(arguments[0]) if payload_at is not None else [])
-        if not recorder.recording:
+        if recorder.step is None:
             return getattr(self.inner, method)(*arguments, **options)
         payload = 0 if payload_at is None else _bytes(arguments[payload_at])
         collective = recorder.begin(kind, payload, self.label)
@@ -244,24 +238,6 @@ def _recorded(method: str) -> Callable[..., Any]:
 
     call.__name__ = method
     return call
-
-
-def _recorded_all_reduce() -> Callable[..., Any]:
-    """By this one DDP's reducer sends its buckets, between large operations that leave the caches cold: it is short."""
-    general = _recorded("allreduce")
-
-    def allreduce(self: RecordingGroup, *arguments: Any, **options: Any) -> Any:
-        recorder = self.recorder
-        if not recorder.recording or recorder.free or not _from_the_engine():
-            return general(self, *arguments, **options)
-        tensors = arguments[0]
-        payload = tensors[0].nbytes if len(tensors) == 1 else _bytes(tensors)
-        collective = recorder.begin("all_reduce", payload, self.label)
-        work = self.backend.allreduce(*arguments, **options)
-        recorder.handed_in_by_engine(collective, work)
-        return work
-
-    return allreduce
 
 
 def _reduce_scatter_on_gloo(
@@ -283,4 +259,4 @@ def _reduce_scatter_on_gloo(
 for _method in _COLLECTIVES:
     if hasattr(ProcessGroup, _method):
         setattr(RecordingGroup, _method, _recorded(_method))
-RecordingGroup.allreduce = _recorded_all_reduce()
+_ALL_REDUCE = RecordingGroup.allreduce

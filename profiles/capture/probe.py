@@ -12,6 +12,7 @@ import torch
 from ..records import EventKind, StepRecord
 from .comm import CommRecorder
 from .finite import FiniteWatch
+from .garbage import GarbageWatch
 from .memory import model_state
 from .steps import NotedStep, ScheduledStep, StepWriter, Write
 from .timeline import Timeline
@@ -45,9 +46,10 @@ class Probe:
     """Phases, losses, gradient norms and collectives of every step, without synchronising the device.
 
     `write` takes records some time after they are complete; `watch` sees those of steps right after and may raise, at
-    once where a loss is not finite. `memory_step` is the step at which model state is counted: one after the
-    first, so that the optimizer has its own. `at` hears of every phase and event as it begins; `finite` tells which
-    tensors of a step were not finite; `comm` keeps what collectives did; `times_recompute` if `recomputing` is entered.
+    once where a number is not finite. `memory_step` is the step at which model state is counted: one after the first,
+    so that the optimizer has its own. `at` hears of every phase and event as it begins; `finite` tells which tensors of
+    a step were not finite, `comm` what collectives did, `garbage` of the collector's pauses; `times_recompute` if
+    `recomputing` is entered.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class Probe:
         at: Callable[[int | None, str | None], None] = lambda step, phase: None,
         finite: FiniteWatch | None = None,
         comm: CommRecorder | None = None,
+        garbage: GarbageWatch | None = None,
         times_recompute: bool = False,
     ) -> None:
         self._write = write
         self._at = at
         self._comm = comm
+        self._garbage = garbage
         self._finite = finite
         self._timeline = timeline
         self._record_grad_norm = record_grad_norm
@@ -123,6 +127,10 @@ class Probe:
         if self._comm is not None:
             self._comm.close()
 
+    def keep(self) -> None:
+        """Something failed, maybe between steps: write those before it, as far as it can be done."""
+        self._steps.keep()
+
     def close(self) -> None:
         """Write what is still pending."""
         self._steps.close()
@@ -163,6 +171,8 @@ class _Step:
             noted.outputs, noted.gradients = probe._finite.take()
         if probe._comm is not None:
             noted.comm = probe._comm.close()
+        if probe._garbage is not None:
+            noted.gc_ns = probe._garbage.take()
         probe._current = None
         probe._steps.end(noted)
 

@@ -56,6 +56,7 @@ class NotedStep:
         "begin_ns",
         "comm",
         "end",
+        "gc_ns",
         "grad_replicas",
         "grad_square_sum",
         "gradients",
@@ -77,6 +78,7 @@ class NotedStep:
         self.phases: list[tuple[str, Any, Any]] = []
         self.host_data_ns = 0
         self.recomputed: list[tuple[Any, Any]] | None = None
+        self.gc_ns: int | None = None
         self.losses: list[Any] = []
         self.grad_square_sum: Any = None
         self.grad_replicas: int | None = None
@@ -246,6 +248,7 @@ class StepWriter:
             recompute_seconds=None
             if noted.recomputed is None
             else sum(timeline.seconds(begin, end) for begin, end in noted.recomputed),
+            gc_seconds=None if noted.gc_ns is None else noted.gc_ns * 1e-9,
             begin_ns=noted.begin_ns,
             comm=comm,
         )

@@ -63,6 +63,9 @@ class WindowProbe:
         self._at(step, kind)
         return contextlib.nullcontext({})
 
+    def keep(self) -> None:
+        return
+
     def close(self) -> None:
         if self._end is not None:
             self._timeline.wait(self._end)

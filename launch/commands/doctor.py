@@ -1,0 +1,88 @@
+"""`scalelab doctor`: what this machine can run, line by line, and with `--calibrate` what it was measured to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from ...reports.console import Console, Steady
+from ...reports.doctor import calibration_table, check_line
+from .. import calibrations, devices
+from ..config import PlainText, option
+from ..doctor.calibrate import calibrate
+from ..doctor.checks import checks
+from ..environment import available_cores
+from ..errors import ConfigError, Exit
+from ..options import Options
+from ..text import plain
+from ..validation import validated
+
+SUMMARY = "Say what this machine can run, with OK, WARN or FAIL for each line. Exit code 3 when a line is FAIL."
+FLAGS = {
+    "calibrate": "measure this machine's rates (about two minutes), and keep them for runs to be held against",
+    "json": "print the result as JSON on stdout; everything else goes to stderr",
+}
+
+
+def _name(value: str) -> str:
+    if not value or len(value) > 80 or not all(each.isalnum() or each in "._-" for each in value) or value[0] == ".":
+        raise ValueError("1 to 80 letters, digits, dots, dashes and underscores")
+    return value
+
+
+class DoctorOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpus: int | None = option(
+        "how much", "ranks to join; by default all CUDA devices, else 2 CPU ranks", None, ge=1, le=1024
+    )
+    repeats: int = option("how much", "runs whose spread is taken by --calibrate", 5, ge=0, le=100)
+    name: Annotated[str, BeforeValidator(_name)] | None = option(
+        "where", "what the calibration is called; by default after the device, cores and ranks", None
+    )
+    out: PlainText = option("where", "where run folders would be made", "runs")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code of `scalelab doctor ARGV`."""
+    front = Options("doctor", SUMMARY, DoctorOptions, FLAGS)
+    values, flags, problems = front.read(argv)
+    if "help" in flags:
+        print(front.help())
+        return Exit.OK
+    options, found = validated(DoctorOptions, values)
+    problems += found
+    if problems:
+        raise ConfigError(problems, hint="scalelab doctor --help lists every option")
+    as_json, here = "json" in flags, devices.detect()
+    ranks = options.gpus or here.count or min(2, max(2, available_cores()))
+    stream = sys.stderr if as_json else sys.stdout
+    console = Console(stream)
+    lines = []
+    for check in checks(here, ranks, Path(options.out)):
+        lines.append(check)
+        console.print(check_line(asdict(check)), soft_wrap=True)
+    failed = any(check.state == "FAIL" for check in lines)
+    calibration = path = None
+    if "calibrate" in flags and not failed:
+
+        def say(text: str) -> None:
+            print(plain(f"measuring: {text}"), file=Steady(sys.stderr), flush=True)
+
+        calibration = calibrate(here, name=options.name, ranks=ranks, repeats=options.repeats, say=say)
+        path = calibrations.store(calibration)
+        console.print(calibration_table(calibration.model_dump()))
+        print(plain(f"calibration: {path}"), file=Steady(stream))
+    if as_json:
+        result = {
+            "checks": [asdict(check) for check in lines],
+            "calibration": calibration and {**calibration.model_dump(), "file": str(path)},
+        }
+        print(orjson.dumps(result).decode(), file=Steady(sys.stdout))
+    return Exit.PREFLIGHT if failed else Exit.OK

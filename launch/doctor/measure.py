@@ -1,0 +1,149 @@
+"""Rates of this machine, measured by the processes that `ranks.py` starts. Run as a module, once for each rank."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from torch import distributed
+
+from ...profiles.calibration import Spread
+from ..ranks import Rank, join_ranks
+
+# A rate is measured this long, and at least this often.
+SECONDS = 0.5
+LEAST, MOST = 5, 400
+# float32 elements of the whole tensor: 4 KiB to 64 MiB.
+ELEMENTS = tuple(1024 * 4**power for power in range(8))
+# From here on headers of packets are below a hundredth of what the loopback carries.
+WIRE_BYTES = 1 << 20
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _repeated(
+    act: Callable[[], object], device: torch.device, agree: Callable[[int], int] = lambda count: count
+) -> list[float]:
+    """Seconds of each call of `act`, after two that do not count; `agree` makes their number the same on all ranks."""
+
+    def timed() -> float:
+        begin = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
+
+    timed()
+    count = agree(min(MOST, max(LEAST, round(SECONDS / max(timed(), 1e-6)))))
+    return [timed() for _ in range(count)]
+
+
+def _join(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
+    """The sum of the ranks' numbers."""
+    total = torch.tensor(float(distributed.get_rank()), device=device)
+    distributed.all_reduce(total)
+    return {"sum": total.item()}
+
+
+def _alone(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
+    """Matrix products by dtype and copies, on one device: floating-point operations and bytes in a second."""
+    torch.set_num_threads(options["threads"])
+    size = 8192 if device.type == "cuda" else 1024
+    found: dict[str, Any] = {"matmul": {}}
+    for name in options["dtypes"]:
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        a, b = (torch.randn(size, size, device=device).to(DTYPES[name]) for _ in range(2))
+        rates = [2 * size**3 / seconds for seconds in _repeated(lambda a=a, b=b: a @ b, device)]
+        found["matmul"][name] = Spread.of(rates).model_dump()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    count = (1 << 28) if device.type == "cuda" else (1 << 25)
+    source, target = torch.zeros(count, device=device), torch.zeros(count, device=device)
+    moved = 2 * source.nbytes  # read and written
+    rates = [moved / seconds for seconds in _repeated(lambda: target.copy_(source), device)]
+    found["memory"] = Spread.of(rates).model_dump()
+    if device.type == "cuda":
+        host = torch.zeros(1 << 26, pin_memory=True)
+        there = target[: host.numel()]
+        for name, act in (
+            ("host_to_device", lambda: there.copy_(host, non_blocking=True)),
+            ("device_to_host", lambda: host.copy_(there, non_blocking=True)),
+        ):
+            found[name] = Spread.of([host.nbytes / seconds for seconds in _repeated(act, device)]).model_dump()
+    return found
+
+
+def _collectives(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of each collective by the bytes of its whole tensor, and what gloo sent for a byte of it."""
+    torch.set_num_threads(1)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+
+    def agreed(count: int) -> int:
+        number = torch.tensor(count, device=device)
+        distributed.broadcast(number, 0)
+        return int(number)
+
+    timings: dict[str, list[dict[str, Any]]] = {}
+    factors: dict[str, float] = {}
+    for elements in ELEMENTS:
+        elements = -(-elements // world) * world
+        whole, part = torch.ones(elements, device=device), torch.ones(elements // world, device=device)
+        other = torch.ones_like(whole)
+        for kind, act in _kinds(whole, part, other).items():
+            distributed.barrier()
+            before = _loopback_bytes()
+            seconds = _repeated(act, device, agreed)
+            distributed.barrier()
+            after = _loopback_bytes()
+            timings.setdefault(kind, []).append(
+                {"payload_bytes": whole.nbytes, "seconds": Spread.of(seconds).model_dump()}
+            )
+            if whole.nbytes >= WIRE_BYTES and device.type == "cpu" and before is not None and after is not None:
+                calls = len(seconds) + 2
+                factors[kind] = (after - before) / (world * whole.nbytes * calls)
+    return {"seconds": timings, "wire_factor": factors if rank == 0 and factors else None}
+
+
+def _kinds(whole: torch.Tensor, part: torch.Tensor, other: torch.Tensor) -> dict[str, Callable[[], object]]:
+    return {
+        "all_reduce": lambda: distributed.all_reduce(other),
+        "all_gather": lambda: distributed.all_gather_into_tensor(whole, part),
+        "reduce_scatter": lambda: distributed.reduce_scatter_tensor(part, whole),
+        "broadcast": lambda: distributed.broadcast(whole, 0),
+        "all_to_all": lambda: distributed.all_to_all_single(other, whole),
+    }
+
+
+def _loopback_bytes() -> int | None:
+    """Bytes that the loopback interface has sent; None where the kernel does not say."""
+    try:
+        found = re.search(r"^\s*lo:(.*)$", Path("/proc/net/dev").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1].split()[8]) if found else None
+
+
+ON_RANKS = {"join": _join, "alone": _alone, "collectives": _collectives}
+
+
+def main() -> None:
+    """This rank's part of the measurement that the arguments name; rank 0 leaves what it found in the folder."""
+    what, device_kind, folder, options = sys.argv[1:5]
+    begin = time.perf_counter()
+    rank = Rank.from_environment(int(os.environ["WORLD_SIZE"]))
+    device = join_ranks(rank, device_kind)
+    found = ON_RANKS[what](device, orjson.loads(options))
+    distributed.barrier()
+    if rank.rank == 0:
+        found["seconds" if what == "join" else "took_seconds"] = time.perf_counter() - begin
+        (Path(folder) / "found.json").write_bytes(orjson.dumps(found))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

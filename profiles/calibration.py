@@ -1,0 +1,102 @@
+"""What a machine was measured to do: rates that runs are held against. No torch.
+
+`scalelab doctor --calibrate` writes it. Every figure carries its spread. A calibration is named, dated, and copied into
+the run.json of each run that it fits, so that a report can be rebuilt from the run folder alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spread(_Part):
+    """`count` repetitions: their median, 10th and 90th percentile."""
+
+    median: float
+    p10: float
+    p90: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        ordered = sorted(values)
+        low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.9))
+        return cls(median=statistics.median(ordered), p10=low, p90=high, count=len(ordered))
+
+
+class Timing(_Part):
+    """A collective whose whole tensor has `payload_bytes`."""
+
+    payload_bytes: int
+    seconds: Spread
+
+
+class RunSpread(_Part):
+    """Rates of runs that were alike in all, each in processes of its own. `relative_sd` is their standard deviation as
+    a share of their mean."""
+
+    model: str
+    strategy: str
+    steps: int
+    samples_per_second: list[float]
+    relative_sd: float
+
+
+class Calibration(_Part):
+    """A machine's rates. Collectives ran alone between `ranks` ranks; a matrix product and a copy ran alone on one
+    device, with `threads` threads on a CPU. What is null has its reason in `reasons`.
+    """
+
+    schema_version: int = SCHEMA
+    name: str
+    made_utc: str
+    host: str
+    device: str
+    device_name: str
+    cores: int
+    threads: int
+    ranks: int
+    backend: str
+    versions: Mapping[str, str]
+    matmul_flops_per_second: Mapping[str, Spread]
+    memory_bytes_per_second: Spread
+    host_to_device_bytes_per_second: Spread | None
+    device_to_host_bytes_per_second: Spread | None
+    collective_seconds: Mapping[str, list[Timing]]
+    wire_factor: Mapping[str, float] | None
+    run_spread: RunSpread | None
+    reasons: Mapping[str, str]
+
+    def fits(self, *, device: str, device_name: str, cores: int) -> bool:
+        """Whether it was made on a machine like that one."""
+        return (self.device, self.device_name, self.cores) == (device, device_name, cores)
+
+
+def collective_seconds(calibration: Calibration, kind: str, payload_bytes: int) -> float | None:
+    """How long such a collective takes alone; None for a kind that was not timed.
+
+    Between two sizes on a straight line of logarithms; beyond the largest, in proportion to the bytes.
+    """
+    timings = sorted(calibration.collective_seconds.get(kind, ()), key=lambda timing: timing.payload_bytes)
+    if not timings:
+        return None
+    if payload_bytes <= timings[0].payload_bytes:
+        return timings[0].seconds.median
+    for below, above in itertools.pairwise(timings):
+        if payload_bytes <= above.payload_bytes:
+            part = math.log(payload_bytes / below.payload_bytes) / math.log(above.payload_bytes / below.payload_bytes)
+            low, high = math.log(below.seconds.median), math.log(above.seconds.median)
+            return math.exp(low + part * (high - low))
+    return timings[-1].seconds.median * payload_bytes / timings[-1].payload_bytes
