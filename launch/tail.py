@@ -1,8 +1,8 @@
 """Steps after the measured ones in which one cause of their time is taken away: counterfactuals, and the bare loop.
 
 Blocks of steps with and without the cause alternate as A B B A, so that what drifts hits both alike: A, then for each
-cause B B A, several rounds of it where steps are short. The learning rate is 0 throughout, so that the parameters are
-in the end, bit for bit, what they were before.
+cause B B A, several rounds of it where steps are short; and in each round a block in which the probe's calls are timed.
+The learning rate is 0 throughout, so that the parameters are in the end, bit for bit, what they were before.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Tail:
         for number in range(rounds):
             for cause in causes:
                 plan += [(number, cause), (number, cause), (number, None)]
+            plan += [(number, "timed"), (number, None)]
         for number, cause in plan:
             failed = not self._block(first, number, cause)
             first += self.dropped + BLOCK_STEPS
@@ -94,7 +95,7 @@ class Tail:
         batches = self.batches
         if cause == "cached_batch":
             batches = itertools.repeat(next(self.batches))
-        timer = BlockTimer(None if cause == "bare" else self.probe, self.timeline)
+        timer = BlockTimer(None if cause == "bare" else self.probe, self.timeline, timed=cause == "timed")
         distributed.barrier()
         try:
             with self._without(cause):
@@ -102,7 +103,15 @@ class Tail:
         except NumericError:
             return False
         seconds = timer.seconds()
-        self.write(BlockRecord(round=number, cause=cause, dropped=self.dropped, step_seconds=seconds))
+        self.write(
+            BlockRecord(
+                round=number,
+                cause=cause,
+                dropped=self.dropped,
+                step_seconds=seconds,
+                call_seconds=timer.call_seconds,
+            )
+        )
         return True
 
     def _without(self, cause: Cause | None) -> AbstractContextManager[None]:

@@ -23,7 +23,8 @@ PHASES = ("data", "h2d", "forward", "backward", "optimizer")
 Role = Literal["warmup", "measured", "counterfactual", "bare"]
 TRAINING: tuple[Role, ...] = ("warmup", "measured")
 """The roles of steps that train; the others come after them and change no parameter."""
-Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare"]
+Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare", "timed"]
+"""What a block of the tail is without; `timed` is without nothing, and the probe's calls are timed."""
 EventKind = Literal["checkpoint", "evaluation", "flush"]
 
 
@@ -153,13 +154,15 @@ class WindowRecord(_Record):
 
 
 class BlockRecord(_Record):
-    """A block of steps in the tail, with `cause` taken away (null: nothing). The first `dropped` steps do not count."""
+    """A block of steps in the tail, with `cause` taken away (null: nothing). The first `dropped` steps do not count.
+    `call_seconds` a step went into the probe's calls, where those were timed."""
 
     kind: Literal["block"] = "block"
     round: int
     cause: Cause | None
     dropped: int
     step_seconds: list[float]
+    call_seconds: float | None = None
 
 
 class BadSampleRecord(_Record):

@@ -43,6 +43,9 @@ class DoctorOptions(BaseModel):
         "how much", "ranks to join; by default all CUDA devices, else 2 CPU ranks", None, ge=1, le=1024
     )
     repeats: int = option("how much", "runs whose spread is taken by --calibrate", 5, ge=0, le=100)
+    seconds: float = option(
+        "how much", "how long each rate is measured by --calibrate", 0.5, gt=0, le=60, allow_inf_nan=False
+    )
     name: Annotated[str, BeforeValidator(_name)] | None = option(
         "where", "what the calibration is called; by default after the device, cores and ranks", None
     )
@@ -75,7 +78,9 @@ def main(argv: Sequence[str]) -> int:
         def say(text: str) -> None:
             print(plain(f"measuring: {text}"), file=Steady(sys.stderr), flush=True)
 
-        calibration = calibrate(here, name=options.name, ranks=ranks, repeats=options.repeats, say=say)
+        calibration = calibrate(
+            here, name=options.name, ranks=ranks, seconds=options.seconds, repeats=options.repeats, say=say
+        )
         path = calibrations.store(calibration)
         console.print(calibration_table(calibration.model_dump()))
         print(plain(f"calibration: {path}"), file=Steady(stream))

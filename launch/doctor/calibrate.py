@@ -26,15 +26,16 @@ MODEL, STEPS, WARMUP = "nano", 30, 5
 
 
 def calibrate(
-    devices: Devices, *, name: str | None, ranks: int, repeats: int, say: Callable[[str], None]
+    devices: Devices, *, name: str | None, ranks: int, seconds: float, repeats: int, say: Callable[[str], None]
 ) -> Calibration:
-    """Measure this machine. Raises PreflightError when ranks cannot be joined or a run fails."""
+    """Measure this machine, each rate for about `seconds`. Raises PreflightError when ranks cannot be joined or a run
+    fails."""
     cores, now = environment.available_cores(), datetime.datetime.now(datetime.UTC)
     threads = cores if devices.kind == "cpu" else 1
     say(f"matrix products and copies on one device ({threads} threads)" if devices.kind == "cpu" else "one card")
-    alone = _measured("alone", 1, devices, {"threads": threads, "dtypes": _dtypes(devices)})
+    alone = _measured("alone", 1, devices, {"threads": threads, "dtypes": _dtypes(devices), "seconds": seconds})
     say(f"collectives between {ranks} ranks")
-    between = _measured("collectives", ranks, devices, {})
+    between = _measured("collectives", ranks, devices, {"seconds": seconds})
     rates = []
     strategy = "ddp" if ranks > 1 else "single"
     for number in range(repeats):

@@ -17,9 +17,11 @@ from torch import distributed
 from ...profiles.calibration import Spread
 from ..ranks import Rank, join_ranks
 
-# A rate is measured this long, and at least this often.
-SECONDS = 0.5
+# How often a rate is measured at least, and at most.
 LEAST, MOST = 5, 400
+# Square matrices to multiply, by device, the larger ones only where a product takes less than this.
+SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}
+LONG_SECONDS = 0.01
 # float32 elements of the whole tensor: 4 KiB to 64 MiB.
 ELEMENTS = tuple(1024 * 4**power for power in range(8))
 # From here on headers of packets are below a hundredth of what the loopback carries.
@@ -28,9 +30,10 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 
 
 def _repeated(
-    act: Callable[[], object], device: torch.device, agree: Callable[[int], int] = lambda count: count
+    act: Callable[[], object], seconds: float, device: torch.device, agree: Callable[[int], int] = lambda count: count
 ) -> list[float]:
-    """Seconds of each call of `act`, after two that do not count; `agree` makes their number the same on all ranks."""
+    """Seconds of each call of `act`, for about `seconds` in all, after two calls that do not count; `agree` makes their
+    number the same on all ranks."""
 
     def timed() -> float:
         begin = time.perf_counter()
@@ -40,7 +43,7 @@ def _repeated(
         return time.perf_counter() - begin
 
     timed()
-    count = agree(min(MOST, max(LEAST, round(SECONDS / max(timed(), 1e-6)))))
+    count = agree(min(MOST, max(LEAST, round(seconds / max(timed(), 1e-6)))))
     return [timed() for _ in range(count)]
 
 
@@ -54,18 +57,20 @@ def _join(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
 def _alone(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """Matrix products by dtype and copies, on one device: floating-point operations and bytes in a second."""
     torch.set_num_threads(options["threads"])
-    size = 8192 if device.type == "cuda" else 1024
     found: dict[str, Any] = {"matmul": {}}
     for name in options["dtypes"]:
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        a, b = (torch.randn(size, size, device=device).to(DTYPES[name]) for _ in range(2))
-        rates = [2 * size**3 / seconds for seconds in _repeated(lambda a=a, b=b: a @ b, device)]
-        found["matmul"][name] = Spread.of(rates).model_dump()
+        for size in SIZES[device.type]:
+            a, b = (torch.randn(size, size, device=device).to(DTYPES[name]) for _ in range(2))
+            times = _repeated(lambda a=a, b=b: a @ b, options["seconds"], device)
+            if min(times) > LONG_SECONDS:
+                break  # a larger one would tell no more
+        found["matmul"][name] = Spread.of([2 * size**3 / each for each in times]).model_dump()
     torch.backends.cuda.matmul.allow_tf32 = False
     count = (1 << 28) if device.type == "cuda" else (1 << 25)
     source, target = torch.zeros(count, device=device), torch.zeros(count, device=device)
     moved = 2 * source.nbytes  # read and written
-    rates = [moved / seconds for seconds in _repeated(lambda: target.copy_(source), device)]
+    rates = [moved / each for each in _repeated(lambda: target.copy_(source), options["seconds"], device)]
     found["memory"] = Spread.of(rates).model_dump()
     if device.type == "cuda":
         host = torch.zeros(1 << 26, pin_memory=True)
@@ -74,7 +79,9 @@ def _alone(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
             ("host_to_device", lambda: there.copy_(host, non_blocking=True)),
             ("device_to_host", lambda: host.copy_(there, non_blocking=True)),
         ):
-            found[name] = Spread.of([host.nbytes / seconds for seconds in _repeated(act, device)]).model_dump()
+            found[name] = Spread.of(
+                [host.nbytes / each for each in _repeated(act, options["seconds"], device)]
+            ).model_dump()
     return found
 
 
@@ -97,7 +104,7 @@ def _collectives(device: torch.device, options: dict[str, Any]) -> dict[str, Any
         for kind, act in _kinds(whole, part, other).items():
             distributed.barrier()
             before = _loopback_bytes()
-            seconds = _repeated(act, device, agreed)
+            seconds = _repeated(act, options["seconds"], device, agreed)
             distributed.barrier()
             after = _loopback_bytes()
             timings.setdefault(kind, []).append(

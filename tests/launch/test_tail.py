@@ -75,10 +75,13 @@ def test_the_tail_changes_no_bit_of_the_parameters(name: str) -> None:
         assert before == after != later
         causes = [record.cause for record in records if isinstance(record, BlockRecord)]
         expected = ["bare", "free_wire", "cached_batch", "no_optimizer", "no_recompute"]
-        assert causes == [None, *itertools.chain.from_iterable((cause, cause, None) for cause in expected)]
+        chain = itertools.chain.from_iterable((cause, cause, None) for cause in expected)
+        assert causes == [None, *chain, "timed", None]
         steps = [record for record in records if isinstance(record, StepRecord)]
         assert {step.role for step in steps} == {"counterfactual"}
         assert len(steps) == 4 * (len(causes) - 2)
+        timed = [record for record in records if isinstance(record, BlockRecord) and record.cause == "timed"]
+        assert all(0 < (block.call_seconds or 0) < sum(block.step_seconds) for block in timed)
         free = [step for step in steps if step.comm is not None and not step.comm.handed_in_ns]
         assert len(free) == 8
 

@@ -93,6 +93,13 @@ def test_the_summary_gives_headroom_and_overhead_or_says_why_not() -> None:
     cost = overhead(run, told.__setitem__)
     assert cost is not None
     assert cost["share_of_step"] == pytest.approx(0.002 / 0.098)
+    assert cost["calls_share_of_step"] is None
+    assert set(told) == {"overhead.calls_share_of_step"}
+    told.clear()
+    timed = BlockRecord(round=0, cause="timed", dropped=2, step_seconds=[0.1] * 22, call_seconds=0.00049)
+    cost = overhead(run_of([*run.ranks[0].blocks, timed]), told.__setitem__)
+    assert cost is not None
+    assert cost["calls_share_of_step"] == pytest.approx(0.005)
     assert told == {}
     for empty in (run_of([], asked=False), run_of([])):
         assert counterfactual(empty, told.__setitem__) is None

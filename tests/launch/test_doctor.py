@@ -1,0 +1,173 @@
+"""What `scalelab doctor` says of a machine, and what it measures of it: real ranks, real runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scalelab.launch import calibrations
+from scalelab.launch.devices import Devices, detect
+from scalelab.launch.doctor import calibrate, checks
+from scalelab.launch.doctor.ranks import RanksError, measure_on_ranks
+from scalelab.profiles.analysis.wire import wire_factor
+from scalelab.profiles.calibration import Calibration
+
+from tests.launch.test_run import QUICK, model_file, scalelab
+
+CUDA = Devices("cuda", 2, "NVIDIA H100", 80 << 30, compute_capability=(9, 0))
+OLD_CUDA = Devices("cuda", 1, "Tesla V100", 16 << 30, compute_capability=(7, 0))
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder without calibrations."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, Any]]:
+    """The environment and the result of `scalelab doctor --calibrate` with short measurements and no run."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    code, found, errors = scalelab(
+        *(
+            "doctor",
+            "--calibrate",
+            "--repeats=0",
+            "--seconds=0.01",
+            "--name=mine",
+            "--json",
+            f"--out={tmp_path_factory.mktemp('out')}",
+        ),
+        env=environment,
+    )
+    assert code == 0, errors
+    return environment, found
+
+
+def test_the_doctor_measures_what_it_names(calibrated: tuple[dict[str, str], dict[str, Any]]) -> None:
+    """Every rate with its spread; what a CPU has not is null with a reason; no line is FAIL."""
+    _, found = calibrated
+    lines = {check["name"]: check for check in found["checks"]}
+    assert {check["state"] for check in lines.values()} <= {"OK", "WARN"}
+    assert lines["process group"]["state"] == "OK"
+    assert lines["calibration"]["state"] == "WARN"
+    calibration = found["calibration"]
+    assert Path(calibration.pop("file")).name.startswith("mine-")
+    read = Calibration.model_validate(calibration)
+    assert set(read.matmul_flops_per_second) == {"fp32", "bf16", "fp16"}
+    for rate in (*read.matmul_flops_per_second.values(), read.memory_bytes_per_second):
+        assert 0 < rate.p10 <= rate.median <= rate.p90
+    assert read.host_to_device_bytes_per_second is None
+    assert read.run_spread is None
+    assert set(read.reasons) == {"host_to_device_bytes_per_second", "device_to_host_bytes_per_second", "run_spread"}
+
+
+def test_runs_of_a_kind_tell_their_spread() -> None:
+    """The standard deviation of their rates over the mean."""
+    found = calibrate._spread("ddp", [9.0, 10.0, 11.0])
+    assert (found.relative_sd, found.samples_per_second) == (pytest.approx(0.1), [9.0, 10.0, 11.0])
+
+
+@pytest.mark.slow
+def test_a_run_for_the_spread_is_a_real_one() -> None:
+    assert calibrate._rate("single", 1) > 0
+
+
+def test_gloo_sends_what_the_formula_says(calibrated: tuple[dict[str, str], dict[str, Any]]) -> None:
+    """Bytes on the loopback for each byte of payload, against the formula that runs' wire bytes come from."""
+    factors = calibrated[1]["calibration"]["wire_factor"]
+    known = {kind: formula for kind in factors if (formula := wire_factor(kind, 2, "cpu")) is not None}
+    assert set(known) == {"all_reduce", "all_gather", "reduce_scatter", "broadcast"}
+    assert {kind: factors[kind] for kind in known} == pytest.approx(known, rel=0.03)
+
+
+def test_a_run_is_held_against_its_machine(calibrated: tuple[dict[str, str], dict[str, Any]], tmp_path: Path) -> None:
+    """By name and date; of as many ranks as were measured, also what its collectives would take alone."""
+    environment, found = calibrated
+    model = model_file(tmp_path)
+    for gpus in (2, 3):
+        options = (f"--model={model}", f"--gpus={gpus}", f"--out={tmp_path / 'runs'}", "--device=cpu", *QUICK)
+        code, summary, errors = scalelab("run", *options, env=environment)
+        assert code == 0, errors
+        assert summary["calibration"] == {"name": "mine", "made_utc": found["calibration"]["made_utc"]}
+        if gpus == 2:
+            assert 0 < summary["comm"]["alone_seconds"] < 0.1
+        else:
+            assert "2 ranks" in summary["reasons"]["comm.alone_seconds"]
+
+
+def test_without_a_calibration_a_run_says_so(own_cache: Path, tmp_path: Path) -> None:
+    code, summary, errors = scalelab(
+        *("run", f"--model={model_file(tmp_path)}", f"--out={tmp_path / 'runs'}", "--device=cpu", *QUICK)
+    )
+    assert code == 0, errors
+    assert summary["calibration"] is None
+    assert "doctor --calibrate" in summary["reasons"]["calibration"]
+
+
+def test_what_cannot_be_read_is_no_calibration(own_cache: Path) -> None:
+    """A file cut short is left out, and the doctor names it."""
+    folder = own_cache / "scalelab" / "calibrations"
+    folder.mkdir(parents=True)
+    (folder / "broken-20260101T000000Z.json").write_text('{"schema_version": 1, "name"')
+    assert list(calibrations.stored()) == []
+    check = checks._calibration(detect(), 2)
+    assert (check.state, "broken" in check.found) == ("WARN", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--name=../x"], "--name"),
+        (["--gpus=0"], "--gpus"),
+        (["--repeats=-1"], "--repeats"),
+        (["--calibrat"], "--calibrate"),
+    ],
+)
+def test_bad_usage_is_refused_with_the_option(arguments: list[str], said: str) -> None:
+    code, found, errors = scalelab("doctor", *arguments)
+    assert code == 2
+    assert said in errors
+    assert found == {}
+
+
+def test_a_place_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    """Exit 3, and the line is FAIL; no rate is measured then."""
+    (tmp_path / "file").write_text("")
+    code, found, _ = scalelab("doctor", "--calibrate", "--json", f"--out={tmp_path / 'file' / 'runs'}")
+    assert code == 3
+    assert {check["name"] for check in found["checks"] if check["state"] == "FAIL"} == {"run folders"}
+    assert found["calibration"] is None
+
+
+def test_precisions_follow_the_device() -> None:
+    """TF32 is CUDA's alone, and an old card has neither it nor bf16."""
+    on_cuda = {check.name: check.state for check in checks._precisions(CUDA)}
+    assert set(on_cuda.values()) == {"OK"}
+    on_old = {check.name: check.state for check in checks._precisions(OLD_CUDA)}
+    assert {name for name, state in on_old.items() if state == "OK"} == {"--precision fp32", "--precision fp16"}
+    assert {check.name: check.state for check in checks._precisions(detect())}["--precision fp32"] == "OK"
+
+
+def test_a_quota_below_the_cores_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a container may use is less than what it sees; cgroup v2 and v1."""
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert checks._cpu_quota(tmp_path) == 0.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert checks._cpu_quota(tmp_path) is None
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert checks._cpu_quota(tmp_path) == 1.5
+    monkeypatch.setattr(checks, "_cpu_quota", lambda: 0.5)
+    assert checks._cores(1, detect()).state == "WARN"
+
+
+def test_ranks_that_fail_are_named() -> None:
+    """A rank's error is the last line that it said; nobody is waited for then."""
+    with pytest.raises(RanksError, match=r"rank \d failed: .*KeyError: 'nothing'"):
+        measure_on_ranks("nothing", 2, "cpu", {}, timeout_seconds=60)
