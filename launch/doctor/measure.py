@@ -60,12 +60,14 @@ def _alone(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"matmul": {}}
     for name in options["dtypes"]:
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        rates: list[float] = []
         for size in SIZES[device.type]:
             a, b = (torch.randn(size, size, device=device).to(DTYPES[name]) for _ in range(2))
             times = _repeated(lambda a=a, b=b: a @ b, options["seconds"], device)
+            rates = [2 * size**3 / each for each in times]
             if min(times) > LONG_SECONDS:
                 break  # a larger one would tell no more
-        found["matmul"][name] = Spread.of([2 * size**3 / each for each in times]).model_dump()
+        found["matmul"][name] = Spread.of(rates).model_dump()
     torch.backends.cuda.matmul.allow_tf32 = False
     count = (1 << 28) if device.type == "cuda" else (1 << 25)
     source, target = torch.zeros(count, device=device), torch.zeros(count, device=device)

@@ -85,27 +85,13 @@ def test_gloo_sends_what_the_formula_says(calibrated: tuple[dict[str, str], dict
 
 
 def test_a_run_is_held_against_its_machine(calibrated: tuple[dict[str, str], dict[str, Any]], tmp_path: Path) -> None:
-    """By name and date; of as many ranks as were measured, also what its collectives would take alone."""
+    """By name and date, with what its collectives would take alone."""
     environment, found = calibrated
-    model = model_file(tmp_path)
-    for gpus in (2, 3):
-        options = (f"--model={model}", f"--gpus={gpus}", f"--out={tmp_path / 'runs'}", "--device=cpu", *QUICK)
-        code, summary, errors = scalelab("run", *options, env=environment)
-        assert code == 0, errors
-        assert summary["calibration"] == {"name": "mine", "made_utc": found["calibration"]["made_utc"]}
-        if gpus == 2:
-            assert 0 < summary["comm"]["alone_seconds"] < 0.1
-        else:
-            assert "2 ranks" in summary["reasons"]["comm.alone_seconds"]
-
-
-def test_without_a_calibration_a_run_says_so(own_cache: Path, tmp_path: Path) -> None:
-    code, summary, errors = scalelab(
-        *("run", f"--model={model_file(tmp_path)}", f"--out={tmp_path / 'runs'}", "--device=cpu", *QUICK)
-    )
+    options = (f"--model={model_file(tmp_path)}", "--gpus=2", f"--out={tmp_path / 'runs'}", "--device=cpu", *QUICK)
+    code, summary, errors = scalelab("run", *options, env=environment)
     assert code == 0, errors
-    assert summary["calibration"] is None
-    assert "doctor --calibrate" in summary["reasons"]["calibration"]
+    assert summary["calibration"] == {"name": "mine", "made_utc": found["calibration"]["made_utc"]}
+    assert 0 < summary["comm"]["alone_seconds"] < 0.1
 
 
 def test_what_cannot_be_read_is_no_calibration(own_cache: Path) -> None:

@@ -10,6 +10,7 @@ from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.records import CollectiveShape, CommPlanRecord, CommRecord, Record, StartRecord
 
+from tests.profiles.test_calibration import CALIBRATION, SECONDS
 from tests.profiles.test_summary import folder_with, run_json, step
 
 NS = 10**9
@@ -109,3 +110,22 @@ def test_bytes_on_the_wire_of_an_unknown_kind_are_unknown(tmp_path: Path) -> Non
     assert summary["comm"]["wire_bytes_per_step"] is None
     assert "gather" in summary["reasons"]["comm.wire_bytes_per_step"]
     assert summary["comm"]["bus_bandwidth"] is None
+
+
+def test_collectives_alone_take_what_the_calibration_says(tmp_path: Path) -> None:
+    """One all-reduce of 3 MB a step; without a calibration, or with one of other ranks, it is null with the reason."""
+    records = [[start(rank), plan(), *steps(0.0, 0.1)] for rank in (0, 1)]
+    calibration = CALIBRATION.model_dump()
+    alone = BYTES / 2**20 * SECONDS[2**20]
+    cases = [(calibration, alone, ""), (None, None, "no calibration"), ({"name": "old"}, None, "no calibration")]
+    cases += [
+        ({**calibration, "ranks": 3}, None, "3 ranks"),
+        ({**calibration, "collective_seconds": {}}, None, "no all"),
+    ]
+    for number, (given, expected, why) in enumerate(cases):
+        folder = folder_with(tmp_path / str(number), {**run_json(2), "calibration": given}, *records)
+        summary = summarise(load_run(folder))
+        assert summary["comm"]["alone_seconds"] == pytest.approx(expected)
+        assert why in summary["reasons"].get("comm.alone_seconds", "")
+        known = given is not None and "device" in given
+        assert summary["calibration"] == ({"name": "a", "made_utc": "2026-01-01T00:00:00Z"} if known else None)
