@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import orjson
 from pydantic import ValidationError
 
 from ..data.spec import cache_folder
-from ..profiles.calibration import SCHEMA, Calibration
+from ..profiles.calibration import Calibration
 from ..profiles.storage import replace_file, writing
 from . import environment
 
@@ -31,30 +30,28 @@ def store(calibration: Calibration) -> Path:
     return path
 
 
-def stored() -> Iterator[Calibration]:
-    """Every calibration that can be read, the newest first."""
-    found = []
-    for path in folder().glob("*.json"):
+def read() -> tuple[list[Calibration], dict[Path, str]]:
+    """Every calibration that can be read, the newest first, and why the others cannot."""
+    found, broken = [], {}
+    try:
+        paths = sorted(folder().glob("*.json"))
+    except (OSError, RuntimeError) as error:  # a cache folder that is another's, or no home to have one in
+        return [], {Path("calibrations"): str(error)}
+    for path in paths:
         try:
-            calibration = Calibration.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
-            continue
-        if calibration.schema_version <= SCHEMA:
-            found.append(calibration)
-    yield from sorted(found, key=lambda calibration: calibration.made_utc, reverse=True)
-
-
-def unreadable() -> list[Path]:
-    """Files that hold no calibration that this version can read."""
-    readable = {(calibration.name, re.sub(r"[^0-9TZ]", "", calibration.made_utc)) for calibration in stored()}
-    names = {f"{name}-{date}.json" for name, date in readable}
-    return sorted(path for path in folder().glob("*.json") if path.name not in names)
+            found.append(Calibration.model_validate_json(path.read_bytes()))
+        except OSError as error:
+            broken[path] = str(error)
+        except ValidationError as error:
+            first = error.errors()[0]
+            broken[path] = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    return sorted(found, key=lambda calibration: calibration.made_utc, reverse=True), broken
 
 
 def fitting(device: str, device_name: str, ranks: int | None = None) -> Calibration | None:
     """The newest for a machine like this one with that device; of those with as many `ranks` where there are any."""
     cores = environment.available_cores()
-    found = [each for each in stored() if each.fits(device=device, device_name=device_name, cores=cores)]
+    found = [each for each in read()[0] if each.fits(device=device, device_name=device_name, cores=cores)]
     return next((each for each in found if each.ranks == ranks), found[0] if found else None)
 
 

@@ -36,7 +36,8 @@ ROUNDS = ((0.1, 4), (0.5, 3), (float("inf"), 2))
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """What the tail needs of a rank's run. `stop` is asked on all ranks together, between blocks."""
+    """What the tail needs of a rank's run. `stop` is asked on all ranks together, between blocks; `at`
+    hears where the rank is while nothing is measured."""
 
     job: Job
     batches: Iterator[Any]
@@ -47,6 +48,7 @@ class Tail:
     comm: CommRecorder | None
     combine: Callable[[list[int]], list[int]] | None
     stop: Callable[[], bool]
+    at: Callable[[int | None, str | None], None] = lambda step, phase: None
 
     def run(self, first: int, step_seconds: float) -> None:
         """Run it from step `first` on. `step_seconds` decides how many rounds; the slowest rank's counts."""
@@ -95,7 +97,7 @@ class Tail:
         batches = self.batches
         if cause == "cached_batch":
             batches = itertools.repeat(next(self.batches))
-        timer = BlockTimer(None if cause == "bare" else self.probe, self.timeline, timed=cause == "timed")
+        timer = BlockTimer(None if cause == "bare" else self.probe, self.timeline, timed=cause == "timed", at=self.at)
         distributed.barrier()
         try:
             with self._without(cause):

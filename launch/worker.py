@@ -153,6 +153,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 comm=comm,
                 combine=combine,
                 stop=stopping.after_step,
+                at=pulse.at,
             )
             tail.run(pulse.step + 1 if pulse.step is not None else 0, pulse.median_seconds())
         probe.close()

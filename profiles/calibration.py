@@ -10,10 +10,12 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -23,10 +25,10 @@ class _Part(BaseModel):
 class Spread(_Part):
     """`count` repetitions: their median, 10th and 90th percentile."""
 
-    median: float
-    p10: float
-    p90: float
-    count: int
+    median: Positive
+    p10: Positive
+    p90: Positive
+    count: int = Field(ge=1)
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -39,7 +41,7 @@ class Spread(_Part):
 class Timing(_Part):
     """A collective whose whole tensor has `payload_bytes`."""
 
-    payload_bytes: int
+    payload_bytes: int = Field(ge=1)
     seconds: Spread
 
 
@@ -50,8 +52,8 @@ class RunSpread(_Part):
     model: str
     strategy: str
     steps: int
-    samples_per_second: list[float]
-    relative_sd: float
+    samples_per_second: list[Positive]
+    relative_sd: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Calibration(_Part):
@@ -59,7 +61,7 @@ class Calibration(_Part):
     device, with `threads` threads on a CPU. What is null has its reason in `reasons`.
     """
 
-    schema_version: int = SCHEMA
+    schema_version: int = Field(default=SCHEMA, ge=1, le=SCHEMA)
     name: str
     made_utc: str
     host: str
@@ -75,7 +77,7 @@ class Calibration(_Part):
     host_to_device_bytes_per_second: Spread | None
     device_to_host_bytes_per_second: Spread | None
     collective_seconds: Mapping[str, list[Timing]]
-    wire_factor: Mapping[str, float] | None
+    wire_factor: Mapping[str, Positive] | None
     run_spread: RunSpread | None
     reasons: Mapping[str, str]
 
@@ -95,7 +97,7 @@ def collective_seconds(calibration: Calibration, kind: str, payload_bytes: int) 
     if payload_bytes <= timings[0].payload_bytes:
         return timings[0].seconds.median
     for below, above in itertools.pairwise(timings):
-        if payload_bytes <= above.payload_bytes:
+        if payload_bytes <= above.payload_bytes and below.payload_bytes < above.payload_bytes:
             part = math.log(payload_bytes / below.payload_bytes) / math.log(above.payload_bytes / below.payload_bytes)
             low, high = math.log(below.seconds.median), math.log(above.seconds.median)
             return math.exp(low + part * (high - low))

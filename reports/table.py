@@ -105,7 +105,7 @@ def _tail(summary: Mapping[str, Any]) -> list[RenderableType]:
         spread = _interval(cost["ci95"], 100, "%")
         table.add_row("measuring, share of the bare step", f"{cost['share_of_step']:.2%}", spread)
         if cost["calls_share_of_step"] is not None:
-            table.add_row("of that in the probe's calls, timed", f"{cost['calls_share_of_step']:.2%}", "")
+            table.add_row("in the probe's own calls, timed", f"{cost['calls_share_of_step']:.2%}", "")
     return [table]
 
 

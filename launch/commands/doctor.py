@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +18,6 @@ from .. import calibrations, devices
 from ..config import PlainText, option
 from ..doctor.calibrate import calibrate
 from ..doctor.checks import checks
-from ..environment import available_cores
 from ..errors import ConfigError, Exit
 from ..options import Options
 from ..text import plain
@@ -31,8 +31,8 @@ FLAGS = {
 
 
 def _name(value: str) -> str:
-    if not value or len(value) > 80 or not all(each.isalnum() or each in "._-" for each in value) or value[0] == ".":
-        raise ValueError("1 to 80 letters, digits, dots, dashes and underscores")
+    if not value or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}", value):
+        raise ValueError("1 to 80 of A-Z, a-z, 0-9, dots, dashes and underscores, the first no dot")
     return value
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if problems:
         raise ConfigError(problems, hint="scalelab doctor --help lists every option")
     as_json, here = "json" in flags, devices.detect()
-    ranks = options.gpus or here.count or min(2, max(2, available_cores()))
+    ranks = options.gpus or here.count or 2
     stream = sys.stderr if as_json else sys.stdout
     console = Console(stream)
     lines = []

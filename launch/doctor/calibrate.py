@@ -23,6 +23,8 @@ from .ranks import RanksError, measure_on_ranks
 
 # A run whose rate is taken: the smallest preset, so that all of them together take about a minute.
 MODEL, STEPS, WARMUP = "nano", 30, 5
+# A measurement on ranks may take this long, and three times as long as its rates should.
+BASE_SECONDS, RATES = 300.0, 3 * 40
 
 
 def calibrate(
@@ -88,9 +90,11 @@ def _dtypes(devices: Devices) -> list[str]:
 
 def _measured(what: str, ranks: int, devices: Devices, options: dict[str, Any]) -> dict[str, Any]:
     try:
-        return measure_on_ranks(what, ranks, devices.kind, options, timeout_seconds=600)
+        limit = BASE_SECONDS + RATES * options["seconds"] * max(1.0, ranks / environment.available_cores())
+        return measure_on_ranks(what, ranks, devices.kind, options, timeout_seconds=limit)
     except RanksError as error:
-        raise PreflightError(f"doctor --calibrate: {ranks} ranks: {error}", hint="scalelab doctor") from error
+        hint = "scalelab doctor says what is wrong; a smaller --seconds takes less time"
+        raise PreflightError(f"doctor --calibrate: {ranks} ranks: {error}", hint=hint) from error
 
 
 def _rate(strategy: str, ranks: int) -> float:
@@ -103,7 +107,8 @@ def _rate(strategy: str, ranks: int) -> float:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("hint:")]
+        last = (lines or ["no message"])[-1]
         raise PreflightError(f"doctor --calibrate: a run of {MODEL} failed: {last}", hint=" ".join(command[2:]))
     return orjson.loads(done.stdout)["throughput"]["samples_per_second"]
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -63,7 +63,8 @@ def checks(devices: Devices, ranks: int, out: Path) -> Iterator[Check]:
     yield _cores(ranks, devices)
     yield from _memory()
     yield _files()
-    yield from (_place(name, path) for name, path in (("run folders", out.resolve()), ("cache", cache_folder())))
+    yield _place("run folders", lambda: out.resolve())
+    yield _place("cache", cache_folder)
     yield _joined(devices, ranks)
     yield _calibration(devices, ranks)
 
@@ -160,14 +161,19 @@ def _files() -> Check:
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    state: State = "OK" if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES else "WARN"
-    return Check("open files", state, f"up to {soft}", "ulimit -n 4096")
+    if soft == resource.RLIM_INFINITY:
+        return Check("open files", "OK", "as many as are asked for")
+    return Check("open files", "OK" if soft >= LEAST_FILES else "WARN", f"up to {soft}", "ulimit -n 4096")
 
 
-def _place(name: str, path: Path) -> Check:
-    """Whether a file can be written in folder `path`, or where that would be made, and how much room there is."""
-    there = next(place for place in (path, *path.parents) if place.exists())
+def _place(name: str, where: Callable[[], Path]) -> Check:
+    """Whether a file can be written in that folder, or where it would be made, and how much room there is."""
     try:
+        path = where()
+    except RuntimeError as error:
+        return Check(name, "FAIL", f"there is no place for it: {error}", "set XDG_CACHE_HOME to a folder of yours")
+    try:
+        there = next(place for place in (path, *path.parents) if place.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"x")
             file.flush()
@@ -183,19 +189,24 @@ def _joined(devices: Devices, ranks: int) -> Check:
     if importlib.util.find_spec("torch") is None:
         return Check("process group", "FAIL", "torch is not installed", "pip install torch")
     backend = "nccl" if devices.kind == "cuda" else "gloo"
+    if devices.kind == "cuda" and ranks > devices.count:
+        found = f"{ranks} ranks (--gpus), but {devices.count} CUDA devices"
+        return Check("process group", "FAIL", found, f"--gpus {devices.count}")
     try:
         found = measure_on_ranks("join", ranks, devices.kind, {}, timeout_seconds=180)
     except RanksError as error:
-        return Check("process group", "FAIL", f"{ranks} ranks over {backend}: {error}", "see its message above")
+        return Check("process group", "FAIL", f"{ranks} ranks over {backend}: {error}", "the message is the rank's own")
     if found["sum"] != ranks * (ranks - 1) / 2:
         return Check("process group", "FAIL", f"{ranks} ranks added up to {found['sum']}", "do not train here")
     return Check("process group", "OK", f"{ranks} ranks joined over {backend} in {found['seconds'] * 1e3:.0f} ms")
 
 
 def _calibration(devices: Devices, ranks: int) -> Check:
-    if broken := calibrations.unreadable():
-        return Check("calibration", "WARN", f"{broken[0]} cannot be read", "remove it; scalelab doctor --calibrate")
     found = calibrations.fitting(devices.kind, devices.name, ranks)
+    broken = calibrations.read()[1]
+    if broken and found is None:
+        path, why = next(iter(broken.items()))
+        return Check("calibration", "WARN", f"{path} cannot be read: {why}", "scalelab doctor --calibrate makes one")
     if found is None:
         return Check("calibration", "WARN", "none for this machine: rates are not known", "scalelab doctor --calibrate")
     return Check("calibration", "OK", f"{found.name} of {found.made_utc}, {found.ranks} ranks")

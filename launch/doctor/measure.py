@@ -16,6 +16,7 @@ from torch import distributed
 
 from ...profiles.calibration import Spread
 from ..ranks import Rank, join_ranks
+from ..supervision.parent import die_with_parent
 
 # How often a rate is measured at least, and at most.
 LEAST, MOST = 5, 400
@@ -109,13 +110,15 @@ def _collectives(device: torch.device, options: dict[str, Any]) -> dict[str, Any
             seconds = _repeated(act, options["seconds"], device, agreed)
             distributed.barrier()
             after = _loopback_bytes()
-            timings.setdefault(kind, []).append(
-                {"payload_bytes": whole.nbytes, "seconds": Spread.of(seconds).model_dump()}
-            )
+            # A collective has taken as long as it took the slowest rank: a broadcast's root is done much earlier.
+            slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
+            distributed.all_reduce(slowest, distributed.ReduceOp.MAX)
+            spread = Spread.of(slowest.tolist()).model_dump()
+            timings.setdefault(kind, []).append({"payload_bytes": whole.nbytes, "seconds": spread})
             if whole.nbytes >= WIRE_BYTES and device.type == "cpu" and before is not None and after is not None:
-                calls = len(seconds) + 2
-                factors[kind] = (after - before) / (world * whole.nbytes * calls)
-    return {"seconds": timings, "wire_factor": factors if rank == 0 and factors else None}
+                factors[kind] = (after - before) / (world * whole.nbytes * (len(seconds) + 2))
+    counted = rank == 0 and all(factor > 0 for factor in factors.values())
+    return {"seconds": timings, "wire_factor": factors if factors and counted else None}
 
 
 def _kinds(whole: torch.Tensor, part: torch.Tensor, other: torch.Tensor) -> dict[str, Callable[[], object]]:
@@ -143,11 +146,17 @@ ON_RANKS = {"join": _join, "alone": _alone, "collectives": _collectives}
 def main() -> None:
     """This rank's part of the measurement that the arguments name; rank 0 leaves what it found in the folder."""
     what, device_kind, folder, options = sys.argv[1:5]
+    die_with_parent()
     begin = time.perf_counter()
     rank = Rank.from_environment(int(os.environ["WORLD_SIZE"]))
-    device = join_ranks(rank, device_kind)
-    found = ON_RANKS[what](device, orjson.loads(options))
-    distributed.barrier()
+    try:
+        device = join_ranks(rank, device_kind)
+        found = ON_RANKS[what](device, orjson.loads(options))
+        distributed.barrier()
+    except Exception as error:
+        said = {"at": time.monotonic(), "error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
+        (Path(folder) / f"error-{rank.rank}.json").write_bytes(orjson.dumps(said))
+        raise
     if rank.rank == 0:
         found["seconds" if what == "join" else "took_seconds"] = time.perf_counter() - begin
         (Path(folder) / "found.json").write_bytes(orjson.dumps(found))

@@ -55,12 +55,22 @@ def measure_on_ranks(
             if time.monotonic() > limit:
                 raise RanksError(f"no answer within {timeout_seconds:g} s")
             time.sleep(0.02)
+        failed = [index for index, process in enumerate(processes) if process.poll()]
+        # The first to fail is the cause; the others lost a peer.
+        told = {index: error for index in range(ranks) if (error := _told(Path(folder) / f"error-{index}.json"))}
+        if told:
+            first = min(told, key=lambda index: told[index]["at"])
+            raise RanksError(f"rank {first} failed: {told[first]['error']}")
         for index, process in enumerate(processes):
-            if process.poll():
+            if index in failed:
                 raise RanksError(
                     f"rank {index} failed: {_last_line(Path(folder) / f'{index}.log', process.returncode)}"
                 )
         return orjson.loads((Path(folder) / "found.json").read_bytes())
+
+
+def _told(path: Path) -> dict[str, Any] | None:
+    return orjson.loads(path.read_bytes()) if path.is_file() else None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -32,8 +32,9 @@ SELF, BEAT, NEWS, END, PLACE = (index * BLOCK_BYTES for index in range(5))
 # At PLACE: since when, and 256 times the step (NO_STEP for none) plus the phase's number among the names that SELF has.
 HERE = struct.Struct("<dq")
 NO_STEP = -1
-# Each write there asks for new room on the disk.
-COPY_ON_WRITE = frozenset({"bcachefs", "btrfs", "f2fs", "zfs"})
+# File systems that keep a file's place on the disk. On others a write to its memory may ask for new room, or for a
+# server, and where there is none the kernel ends the process.
+IN_PLACE = frozenset({"ext2", "ext3", "ext4", "tmpfs", "xfs"})
 # Behind them, in a file that has been given its size: what ended the rank, when nothing else can be written.
 LAST_WORDS, LAST_WORDS_BYTES = 5 * BLOCK_BYTES, 4096
 FILE_BYTES = LAST_WORDS + LAST_WORDS_BYTES
@@ -187,9 +188,9 @@ def _put(descriptor: int, place: int, values: dict[str, Any], size: int = BLOCK_
 
 
 def _shared_page(path: Path, descriptor: int) -> mmap.mmap | bytearray:
-    """The pulse file's memory; only this process's own where a full disk would end a process that writes there."""
+    """The pulse file's memory, where it is safe to write to; else this process's own, which is then written out."""
     with contextlib.suppress(OSError, ValueError):
-        if os.fstat(descriptor).st_size >= FILE_BYTES and file_system(path) not in COPY_ON_WRITE:
+        if os.fstat(descriptor).st_size >= FILE_BYTES and file_system(path) in IN_PLACE:
             return mmap.mmap(descriptor, FILE_BYTES)
     return bytearray(FILE_BYTES)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration import collective_seconds
+from ..calibration import Calibration, collective_seconds
 from .clocks import Clocks, clocks
 from .collectives import Exposed, Plan, RankComm, Split, exposed, split, unlike_steps
-from .load import NO_CALIBRATION, Run
+from .load import Run
 from .reasons import Null, nulls
 from .straggler import Straggler, find_straggler
 from .wire import wire_factor
@@ -70,6 +70,8 @@ def communication(run: Run) -> Communication:
             return Communication(exposed=None, split=None, plans=[], why_unknown=why)
         ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
     plans = [ranks[0].plans[step.plan] for step in ranks[0].steps]
+    if unseen := _why_blocked_is_not_seen(run.run_json["config"]):
+        return Communication(exposed=None, split=None, plans=plans, why_unknown=unseen)
     found = exposed(ranks)
     shared, why = clocks(run), ""
     if run.run_json["config"]["device"] != "cpu":
@@ -86,17 +88,29 @@ def communication(run: Run) -> Communication:
     )
 
 
+def _why_blocked_is_not_seen(config: Mapping[str, Any]) -> str:
+    """Why a rank's waiting cannot be seen on CUDA; empty where it can: where DDP's reducer sends while it computes."""
+    if config["device"] == "cpu" or (config["strategy"] == "ddp" and config.get("overlap") is not False):
+        return ""
+    return (
+        "on CUDA the compute stream waits for communication by stream events, outside of any call that is seen "
+        "without a profiler"
+    )
+
+
 def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     """The `comm` part: calls and bytes per step, what of them was exposed, why, and who was late."""
     world = run.run_json["world_size"]
     if world == 1:
         return _alone(null)
-    if known.exposed is None:
+    if not known.plans:
         return nulls("comm", COMM, known.why_unknown, null)
-    found = {**dict.fromkeys(COMM), **_traffic(known.plans, world, run.run_json["config"]["device"], null)}
+    found = {**dict.fromkeys(COMM), **_traffic(run, known.plans, null)}
+    found["alone_seconds"] = _alone_seconds(run, known.plans, null)
+    if known.exposed is None:
+        return {**found, **nulls("comm", [name for name in COMM if found[name] is None], known.why_unknown, null)}
     found["exposed_seconds"] = float(known.exposed.total.mean())
     found["exposed_by_phase"] = {name: _of_phase(known.exposed, name) for name in PHASES_OF_COMM}
-    found["alone_seconds"] = _alone_seconds(run, known.plans, null)
     found |= _parts(known, found["wire_bytes_per_step"], null)
     found["straggler"] = _straggler(run, known, null)
     found["clock_residual_seconds"] = known.clock_residual_seconds
@@ -105,22 +119,28 @@ def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     return found
 
 
+def _of_as_many(run: Run) -> Calibration | None:
+    """The run's calibration if it is of as many ranks, on one host as that is."""
+    found, world = run.calibration, run.run_json["world_size"]
+    alike = found is not None and found.ranks == world and run.run_json["config"].get("nodes", 1) == 1
+    return found if alike else None
+
+
 def _alone_seconds(run: Run, plans: list[Plan], null: Null) -> float | None:
     """How long the collectives of a step take one after the other on this machine when it does nothing else, as its
     calibration found."""
-    calibration, world = run.calibration, run.run_json["world_size"]
-    why = ""
-    if calibration is None:
-        why = NO_CALIBRATION
-    elif calibration.ranks != world or run.run_json["config"].get("nodes", 1) > 1:
-        why = f"the calibration {calibration.name} is of {calibration.ranks} ranks on one host"
-    else:
+    calibration = _of_as_many(run)
+    if calibration is not None:
         counts = Counter((each.kind, each.payload_bytes) for plan in plans for each in plan if each.kind != "barrier")
         seconds = {key: collective_seconds(calibration, *key) for key in counts}
         unknown = sorted({kind for (kind, _), each in seconds.items() if each is None})
         if not unknown:
             return sum(counts[key] * (each or 0.0) for key, each in seconds.items()) / len(plans)
         why = f"the calibration {calibration.name} has no {', '.join(unknown)}"
+    elif run.calibration is not None:
+        why = f"the calibration {run.calibration.name} is of {run.calibration.ranks} ranks on one host"
+    else:
+        why = run.why_no_calibration
     null("comm.alone_seconds", why)
     return None
 
@@ -142,8 +162,9 @@ def _of_phase(exposed: Exposed, name: str) -> float:
     return float(exposed.phases[name].mean()) if name in exposed.phases else 0.0
 
 
-def _traffic(plans: list[Plan], world: int, device: str, null: Null) -> dict[str, Any]:
+def _traffic(run: Run, plans: list[Plan], null: Null) -> dict[str, Any]:
     """Calls, payload by kind and wire bytes per step; messages by size, each row up to a power of two."""
+    world, device = run.run_json["world_size"], run.run_json["config"]["device"]
     payload: Counter[str] = Counter()
     sizes: Counter[int] = Counter()
     for plan in plans:
@@ -151,6 +172,10 @@ def _traffic(plans: list[Plan], world: int, device: str, null: Null) -> dict[str
             payload[collective.kind] += collective.payload_bytes
             sizes[1 << max(0, collective.payload_bytes - 1).bit_length()] += 1
     factors = {kind: wire_factor(kind, world, device) for kind in payload}
+    calibration = _of_as_many(run)
+    for kind in payload:
+        if factors[kind] is None and calibration is not None and calibration.wire_factor:
+            factors[kind] = calibration.wire_factor.get(kind)
     unknown = sorted(kind for kind, factor in factors.items() if factor is None and payload[kind])
     if unknown:
         null("comm.wire_bytes_per_step", f"how the backend sends {', '.join(unknown)} is not known")

@@ -32,7 +32,6 @@ from ..records import (
 from ..runfolder import RunFolder
 
 Kind = TypeVar("Kind", bound=Record)
-NO_CALIBRATION = "this machine had no calibration when the run began (scalelab doctor --calibrate makes one)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +83,28 @@ class Run:
         """Seconds of each phase as recorded, communication included, (ranks, steps)."""
         return {name: self.matrix(lambda step, name=name: step.phases.get(name, 0.0)) for name in PHASES}
 
-    @functools.cached_property
+    @property
     def calibration(self) -> Calibration | None:
         """What the machine was measured to do, as far as it was known when the run began."""
-        with contextlib.suppress(ValidationError):
-            return Calibration.model_validate(self.run_json.get("calibration"))
-        return None
+        return self._calibration[0]
+
+    @property
+    def why_no_calibration(self) -> str:
+        """Why it is not known; empty where it is."""
+        return self._calibration[1]
+
+    @functools.cached_property
+    def _calibration(self) -> tuple[Calibration | None, str]:
+        if (given := self.run_json.get("calibration")) is None:
+            return None, "this machine had no calibration when the run began (scalelab doctor --calibrate makes one)"
+        try:
+            return Calibration.model_validate(given), ""
+        except ValidationError as error:
+            first = error.errors()[0]
+            return (
+                None,
+                f"the calibration in run.json cannot be read: {'.'.join(map(str, first['loc']))}, {first['msg']}",
+            )
 
     def matrix(self, value: Callable[[StepRecord], float]) -> np.ndarray:
         """`value` of each measured step that every rank finished, as (ranks, steps)."""

@@ -14,7 +14,7 @@ from ..runfolder import RunFolder
 from .communication import comm, communication
 from .cost import cost
 from .data import data
-from .load import NO_CALIBRATION, Run, load_run
+from .load import Run, load_run
 from .memory import memory
 from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
@@ -98,7 +98,7 @@ def summarise(run: Run) -> dict[str, Any]:
 def _calibration(run: Run, null: Null) -> dict[str, str] | None:
     """By name and date, what the run's rates are held against."""
     if (found := run.calibration) is None:
-        null("calibration", NO_CALIBRATION)
+        null("calibration", run.why_no_calibration)
         return None
     return {"name": found.name, "made_utc": found.made_utc}
 

@@ -20,11 +20,20 @@ class BlockTimer:
     """A probe for the step loop that marks each step and hands all else to `probe`; None leaves the loop bare.
 
     What `probe` puts off is written before the last mark, so that its cost falls into the block that caused it. Where
-    it is `timed`, the time in the probe's own calls is added up as well.
+    it is `timed`, the time in the probe's own calls is added up as well. `at` hears of the steps of a bare loop, for
+    who watches over it.
     """
 
-    def __init__(self, probe: Probe | None, timeline: Timeline, *, timed: bool = False) -> None:
+    def __init__(
+        self,
+        probe: Probe | None,
+        timeline: Timeline,
+        *,
+        timed: bool = False,
+        at: Callable[[int | None, str | None], None] = lambda step, phase: None,
+    ) -> None:
         self._probe = probe
+        self._at = at
         self._calls: Probe | TimedCalls | None = TimedCalls(probe) if timed and probe is not None else probe
         self._timeline = timeline
         self._marks: list[Any] = []
@@ -32,6 +41,8 @@ class BlockTimer:
 
     @contextlib.contextmanager
     def step(self, step: ScheduledStep) -> Iterator[None]:
+        if self._probe is None:
+            self._at(step.index, "step")
         if not self._marks:
             self._marks.append(self._timeline.mark())
         with self._null if self._calls is None else self._calls.step(step):
@@ -59,6 +70,8 @@ class BlockTimer:
     def seconds(self) -> list[float]:
         """Of each step, once the device has passed the last."""
         if self._probe is not None:
+            if isinstance(self._calls, TimedCalls):
+                self._calls.close()
             self._probe.close()
             self._marks[-1] = self._timeline.mark()
         self._timeline.wait(self._marks[-1])
@@ -111,3 +124,6 @@ class TimedCalls:
 
     def updated(self, run: ModelState) -> None:
         self._call(self._probe.updated, run)
+
+    def close(self) -> None:
+        self._call(self._probe.close)

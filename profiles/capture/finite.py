@@ -52,6 +52,11 @@ class FiniteWatch:
             if not compiled and (watched := _smallest(part)) is not None:
                 owner, own_name, path = watched
                 self._watched.append((owner, own_name, f"{name}.{path}", getattr(owner, own_name)))
+        # Asked now, while a strategy has put no empty shard in a parameter's place.
+        self._is_small = {
+            name: parameter.dim() == 1 and parameter.numel() <= SMALL_GRADIENT_ELEMENTS
+            for *_, name, parameter in self._watched
+        }
         # Backward comes to the parts from the last to the first.
         self._watched.reverse()
         self._last: list[torch.Tensor | None] = [None] * len(self._watched)
@@ -115,9 +120,10 @@ class FiniteWatch:
             self._watch(parameter, number)
 
     def _watch(self, parameter: nn.Parameter, number: int) -> None:
+        name = self._watched[number][2]
         if parameter.is_cuda:
-            hook = functools.partial(self._note_sum, _gradient(self._watched[number][2]))
-        elif parameter.dim() == 1 and parameter.numel() <= SMALL_GRADIENT_ELEMENTS:
+            hook = functools.partial(self._note_sum, _gradient(name))
+        elif self._is_small[name]:
             hook = functools.partial(operator.setitem, self._last, number)
         else:
             hook = functools.partial(self._keep_sum, number)

@@ -153,6 +153,8 @@ class _Step:
     def __enter__(self) -> None:
         probe, step = self._probe, self.next
         probe._current = probe._steps.begin(step)
+        if probe._garbage is not None:
+            probe._garbage.take()  # what came in an event, or before the first step, is no step's
         if probe._times_recompute:
             probe._current.recomputed = []
         if probe._comm is not None:

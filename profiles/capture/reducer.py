@@ -25,7 +25,7 @@ def of_engine(group: Any, general: Callable[..., Any]) -> Callable[..., Any]:
 
     def allreduce(*arguments: Any, **options: Any) -> Any:
         step = recorder.step
-        if step is None or recorder.free or options or len(arguments[0]) != 1:
+        if step is None or recorder.free or options or type(arguments[0]) is not list or len(arguments[0]) != 1:
             return general(group, *arguments, **options)
         key = (arguments[0][0].nbytes, recorder.phase)
         shape, from_engine = known.get(key, (None, False))

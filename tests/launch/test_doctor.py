@@ -15,6 +15,7 @@ from scalelab.profiles.analysis.wire import wire_factor
 from scalelab.profiles.calibration import Calibration
 
 from tests.launch.test_run import QUICK, model_file, scalelab
+from tests.profiles.test_calibration import CALIBRATION
 
 CUDA = Devices("cuda", 2, "NVIDIA H100", 80 << 30, compute_capability=(9, 0))
 OLD_CUDA = Devices("cuda", 1, "Tesla V100", 16 << 30, compute_capability=(7, 0))
@@ -99,9 +100,29 @@ def test_what_cannot_be_read_is_no_calibration(own_cache: Path) -> None:
     folder = own_cache / "scalelab" / "calibrations"
     folder.mkdir(parents=True)
     (folder / "broken-20260101T000000Z.json").write_text('{"schema_version": 1, "name"')
-    assert list(calibrations.stored()) == []
+    odd = CALIBRATION.model_dump_json().replace('"median":0.002', '"median":0.0')
+    (folder / "odd-20260101T000000Z.json").write_text(odd)
+    new = CALIBRATION.model_copy(update={"schema_version": 2})
+    (folder / "new-20260101T000000Z.json").write_text(new.model_dump_json())
+    (folder / "renamed.json").write_text(CALIBRATION.model_dump_json())
+    found, broken = calibrations.read()
+    assert [calibration.name for calibration in found] == ["a"]
+    assert {path.name.partition("-")[0]: "median" in why for path, why in broken.items()} == {
+        "broken": False, "odd": True, "new": False,
+    }  # fmt: skip
     check = checks._calibration(detect(), 2)
     assert (check.state, "broken" in check.found) == ("WARN", True)
+
+
+def test_a_cache_of_somebody_else_is_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be looked into, or no home: a run goes on without, and the doctor fails by name."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(calibrations, "cache_folder", nowhere)
+    assert calibrations.for_run("cpu", "c", 2) is None
+    assert checks._place("cache", nowhere).state == "FAIL"
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import pytest
 import torch
 from scalelab.launch.ranks import Rank
+from scalelab.launch.setting import Setting
+from scalelab.launch.strategies import ddp
+from scalelab.launch.strategies._native import NativeSharded
 from scalelab.profiles.capture.comm import CommRecorder
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -201,3 +206,58 @@ def test_groups_that_libraries_make_are_seen() -> None:
         assert default == mesh != own
         assert of_ddp
         assert set(of_ddp) == {own}
+
+
+def past_the_seam(rank: Rank) -> list[tuple[str, int, bool]]:
+    """Class of the default group, collectives seen and whether the sum is right: on, off, on again."""
+    group: Any = distributed.distributed_c10d._get_default_group()
+    model = DistributedDataParallel(torch.nn.Linear(3, 3))
+    model(torch.ones(1, 3)).sum().backward()
+    model(torch.ones(1, 3)).sum().backward()
+    found = []
+    for off in (False, True, False):
+        with ranks.recorder.off() if off else contextlib.nullcontext():
+            ranks.recorder.open()
+            total = torch.ones(1)
+            distributed.all_reduce(total)
+            model(torch.ones(1, 3)).sum().backward()
+            seen = len(ranks.recorder.close().collectives)
+            found.append((type(group).__name__, seen, total.item() == rank.world_size))
+    return found
+
+
+def test_nothing_is_seen_while_the_recorder_is_off() -> None:
+    """The group is then one without methods in Python: not even a call of ours is left."""
+    for found in ranks.run_ranks(past_the_seam, 2):
+        assert found == [("RecordingGroup", 2, True), ("PassingGroup", 0, True), ("RecordingGroup", 2, True)]
+
+
+def waits_of_ddp(rank: Rank, overlap: bool) -> int:
+    """Nanoseconds waited in a backward in which rank 1 comes 50 ms late."""
+    setting = Setting(world_size=2, device="cpu", bucket_mb=25.0, overlap=overlap)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    run = NativeSharded(model, setting, call=ddp_of(model, setting), replicas=2)
+    waited = 0
+    for _ in range(4):
+        ranks.recorder.open()
+        output = run.forward(torch.ones(1, 3), True)
+        output.register_hook(lambda gradient: time.sleep(0.05 * rank.rank))
+        run.backward(output.sum(), True)
+        run.step(True)
+        _, record = ranks.recorder.record(ranks.recorder.close(), 0, 0)
+        waited = sum(end - begin for begin, end in zip(record.waits[1::3], record.waits[2::3], strict=True))
+    return waited
+
+
+def ddp_of(model: torch.nn.Module, setting: Setting) -> DistributedDataParallel:
+    wrapped = DistributedDataParallel(model, **ddp.ddp_options(setting))
+    if not setting.overlap:
+        wrapped.register_comm_hook(None, ddp.reduce_and_wait)
+    return wrapped
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_wait_for_a_late_rank_is_seen_under_ddp(overlap: bool) -> None:
+    """In the engine's callback with overlap, in the hook's own wait without."""
+    early, late = ranks.run_ranks(waits_of_ddp, 2, overlap)
+    assert early > 40e6 > 2 * late

@@ -117,7 +117,7 @@ def test_collectives_alone_take_what_the_calibration_says(tmp_path: Path) -> Non
     records = [[start(rank), plan(), *steps(0.0, 0.1)] for rank in (0, 1)]
     calibration = CALIBRATION.model_dump()
     alone = BYTES / 2**20 * SECONDS[2**20]
-    cases = [(calibration, alone, ""), (None, None, "no calibration"), ({"name": "old"}, None, "no calibration")]
+    cases = [(calibration, alone, ""), (None, None, "no calibration"), ({"name": "old"}, None, "cannot be read")]
     cases += [
         ({**calibration, "ranks": 3}, None, "3 ranks"),
         ({**calibration, "collective_seconds": {}}, None, "no all"),
