@@ -157,3 +157,10 @@ def wire(place: Path) -> Iterator[Line]:
             f"{name}: exposed {comm['exposed_seconds'] * 1e3:.1f} ms a step, a free wire saves {free * 1e3:.1f} ms: "
             f"{ratio:.3f}",
         )
+        cold = float(np.mean([row["cold_seconds"] for row in seen]))
+        ratio = (comm["exposed_seconds"] + cold) / free
+        yield Line(
+            abs(ratio - 1) <= WIRE_SECONDS_TOLERANCE,
+            f"{name}: the same with the {cold * 1e3:.1f} ms that sleeps of that number and length were seen to cost "
+            f"besides: {ratio:.3f}",
+        )

@@ -5,6 +5,7 @@ As a program: one rank of it, in its namespace. `python -m tests.truth.wire FOLD
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from scalelab.launch.schedule import Step
 from scalelab.launch.strategies._contract import Sharded
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.capture import group
 from scalelab.profiles.capture.block import BlockTimer
 from scalelab.profiles.capture.probe import Probe
 from scalelab.profiles.runfolder import RunFolder
@@ -74,7 +76,7 @@ def main() -> None:
 
     def after(run: Sharded, batches: Iterator[Any], probe: Probe) -> None:
         found["sent_bytes"] += sent(index)
-        found["headroom_seconds"] = headroom(run, batches, probe)
+        found.update(headroom(run, batches, probe))
 
     train_planted(rank, strategy, STEPS, (), 1, path, WIDTH, before, after)
     found["payload"] = payload(RunFolder(Path(path)), index)
@@ -83,18 +85,60 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def headroom(run: Sharded, batches: Iterator[Any], probe: Probe) -> float:
-    """What a step saves on a free wire: blocks with and without, A B B A twice."""
-    means: dict[bool, list[float]] = {False: [], True: []}
-    for free in (False, True, True, False, False, True, True, False):
+def headroom(run: Sharded, batches: Iterator[Any], probe: Probe) -> dict[str, float]:
+    """What a step saves on a free wire: blocks with and without, A B B A twice. And what blocking costs besides its own
+    time: on the free wire, with a sleep in every collective in place of the wait, a step takes longer than they last,
+    as caches are cold afterwards."""
+    kinds = ("wire", "free", "free", "wire", "free", "sleep", "sleep", "free")
+    means: dict[str, list[float]] = {kind: [] for kind in kinds}
+    slept: list[float] = []
+    pause = 0.0
+    for kind in kinds * 2:
         steps = [Step(index=10_000, role="counterfactual", lr=0.0, samples=3) for _ in range(BLOCK_STEPS)]
         timer = BlockTimer(probe, probe._timeline)
         distributed.barrier()
-        ranks.recorder.free = free
-        train(run, batches, steps, timer, lambda batch: batch)
+        ranks.recorder.free = kind != "wire"
+        with sleeping(pause if kind == "sleep" else None, slept):
+            train(run, batches, steps, timer, lambda batch: batch)
         ranks.recorder.free = False
-        means[free].append(float(np.mean(timer.seconds()[DROPPED:])))
-    return float(np.mean(means[False]) - np.mean(means[True]))
+        means[kind].append(float(np.mean(timer.seconds()[DROPPED:])))
+        if kind == "free" and not pause:
+            pause = (means["wire"][0] - means["free"][0]) / calls(run, batches, probe)
+    mean = {kind: float(np.mean(values)) for kind, values in means.items()}
+    per_step = sum(slept) / (len(means["sleep"]) * BLOCK_STEPS)
+    return {
+        "headroom_seconds": mean["wire"] - mean["free"],
+        "cold_seconds": mean["sleep"] - mean["free"] - per_step,
+    }
+
+
+def calls(run: Sharded, batches: Iterator[Any], probe: Probe) -> int:
+    """Collectives of a step."""
+    slept: list[float] = []
+    ranks.recorder.free = True
+    with sleeping(0.0, slept):
+        train(run, batches, [Step(index=10_000, role="counterfactual", lr=0.0, samples=3)], probe, lambda batch: batch)
+    ranks.recorder.free = False
+    return len(slept)
+
+
+@contextlib.contextmanager
+def sleeping(seconds: float | None, slept: list[float]) -> Iterator[None]:
+    """Each collective on a free wire sleeps that long; how long it did is added to `slept`."""
+    done = group._done
+
+    def late(result: Any) -> Any:
+        begin = time.perf_counter()
+        time.sleep(seconds or 0.0)
+        slept.append(time.perf_counter() - begin)
+        return done(result)
+
+    if seconds is not None:
+        group._done = late
+    try:
+        yield
+    finally:
+        group._done = done
 
 
 def payload(folder: RunFolder, rank: int) -> float:
