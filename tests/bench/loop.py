@@ -26,6 +26,7 @@ from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
 from scalelab.launch.stopping import Stopping
 from scalelab.launch.supervision.pulse import Pulse
+from scalelab.launch.supervision.pulse import prepare as prepare_pulse
 from scalelab.models import driving
 from scalelab.profiles.capture.finite import FiniteWatch, parts_of
 from scalelab.profiles.capture.probe import Probe
@@ -80,6 +81,7 @@ def time_blocks(rank: Rank, preset: str, steps: int) -> dict[str, list[float]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "live").mkdir()
         write = stack.enter_context(appending(folder / "r000.jsonl"))
+        prepare_pulse(folder, rank.rank)
         pulse = Pulse(folder, rank.rank)
         pulse.start_beating(lambda: None)
         stopping = Stopping(control)
