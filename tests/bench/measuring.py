@@ -146,7 +146,7 @@ def time_blocks(rank: Rank, case: Case) -> dict[str, list[float]]:
                 if number >= 2:
                     found[name].append(took)
         plans = [json.loads(line) for line in (Path(folder) / "r000.jsonl").read_text().splitlines()]
-        found["collectives"] = [len(plan["collectives"]) for plan in plans if plan["kind"] == "comm_plan"][-1:]
+        found["collectives"] = [float(len(plan["collectives"])) for plan in plans if plan["kind"] == "comm_plan"][-1:]
     return found
 
 
@@ -163,9 +163,9 @@ def main() -> None:
         if case.bound is not None:
             verdict = f"; bound {case.bound:.1%}: {'reached' if high <= case.bound else 'MISSED'}"
         print(
-            f"{case.world_size} rank(s), {seconds['collectives'][0]:.0f} collective(s), {case.layers} layers: step {np.median(off) * 1e3:.2f} ms, measuring "
-            f"costs {np.median(on / off - 1):+.2%} [{low:+.2%}, {high:+.2%}] = {np.median(on - off) * 1e6:.0f} us over "
-            f"{case.rounds} ABBA rounds of {case.steps} steps{verdict}",
+            f"{case.world_size} rank(s), {counts[case]:.0f} collective(s), {case.layers} layers: step "
+            f"{np.median(off) * 1e3:.2f} ms, measuring costs {np.median(on / off - 1):+.2%} [{low:+.2%}, {high:+.2%}] = "
+            f"{np.median(on - off) * 1e6:.0f} us over {case.rounds} ABBA rounds of {case.steps} steps{verdict}",
             flush=True,
         )
     further = (costs[MANY] - costs[FEW].mean()) / (counts[MANY] - counts[FEW])
