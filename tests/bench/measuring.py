@@ -159,12 +159,13 @@ def main() -> None:
         off, on = (np.asarray(seconds[name]).reshape(-1, 2).sum(axis=1) / 2 / case.steps for name in ("off", "on"))
         costs[case], counts[case] = on - off, seconds["collectives"][0]
         low, high = interval(on / off - 1)
+        share = float(np.median(on / off - 1))
         verdict = ""
         if case.bound is not None:
             verdict = f"; bound {case.bound:.1%}: {'reached' if high <= case.bound else 'MISSED'}"
         print(
             f"{case.world_size} rank(s), {counts[case]:.0f} collective(s), {case.layers} layers: step "
-            f"{np.median(off) * 1e3:.2f} ms, measuring costs {np.median(on / off - 1):+.2%} [{low:+.2%}, {high:+.2%}] = "
+            f"{np.median(off) * 1e3:.2f} ms, measuring costs {share:+.2%} [{low:+.2%}, {high:+.2%}], "
             f"{np.median(on - off) * 1e6:.0f} us over {case.rounds} ABBA rounds of {case.steps} steps{verdict}",
             flush=True,
         )
