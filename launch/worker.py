@@ -43,12 +43,12 @@ from .out_of_memory import Training
 from .ranks import Rank, control_group, join_ranks, largest_over, store_of_hosts
 from .schedule import schedule
 from .setting import Setting
+from .step_watch import StepNotFiniteError, after_steps
 from .stopping import Stopping
 from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
 from .supervision.pulse import Pulse, stack_file
 from .tail import Tail
-from .written import StepNotFiniteError, after_steps
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:

@@ -27,7 +27,7 @@ import orjson
 from ..environment import file_system, started
 
 BEAT_SECONDS = 0.5
-BLOCK_BYTES = 512
+BLOCK_BYTES = 1024
 SELF, BEAT, NEWS, END, PLACE = (index * BLOCK_BYTES for index in range(5))
 # At PLACE: since when, and 256 times the step (NO_STEP for none) plus the phase's number among the names that SELF has.
 HERE = struct.Struct("<dq")

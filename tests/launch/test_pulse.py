@@ -8,6 +8,7 @@ import pytest
 from scalelab.launch.supervision import pulse as pulses
 from scalelab.launch.supervision.pulse import Pulse, prepare
 from scalelab.launch.supervision.sighting import see
+from scalelab.profiles.records import PHASES
 
 
 @pytest.fixture(params=["ext4", "btrfs"])
@@ -55,3 +56,16 @@ def test_events_are_no_steps(folder: Path) -> None:
             now += 50.0
     assert pulse.median_seconds() == 1.0
     assert max(pulse._recent) == 1.0
+
+
+def test_a_long_temporary_folder_leaves_room_for_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who the rank is, and every phase's name, fit beside a path of 400 characters: what did not fit would be lost."""
+    place = "/" + "t" * 399
+    monkeypatch.setattr(pulses, "_own_temporary_folder", lambda: place)
+    prepare(folder, 0)
+    pulse = Pulse(folder, 0)
+    for phase in ("joining", "building", *PHASES, *pulses.EVENTS, "profiler", "flush", "step"):
+        pulse.at(1, phase)
+    pulse.end("finished")
+    found = see(folder, 0)
+    assert (found.temporary, found.state, found.phase) == (place, "finished", "step")
