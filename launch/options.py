@@ -14,23 +14,67 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from .errors import ConfigError
+from .validation import Model, validated
+
 # Stands for an option that was given without a value.
 _BARE = "\0bare"
 
 
-class Options:
-    """The options of one verb: the fields of `model`, and `flags` (name and meaning) that are not part of it."""
+def read_options(
+    verb: str,
+    summary: str,
+    model: type[Model],
+    flags: dict[str, str],
+    argv: Sequence[str],
+    *,
+    positional: str | None = None,
+) -> tuple[Model | None, set[str]]:
+    """The options of `scalelab VERB ARGV` and the flags that were given; None once help was asked for and printed.
 
-    def __init__(self, verb: str, summary: str, model: type[BaseModel], flags: dict[str, str]) -> None:
-        self._fields = model.model_fields
+    Raises ConfigError with every problem at once.
+    """
+    front = Options(verb, summary, model, flags, positional=positional)
+    values, given, problems = front.read(argv)
+    if "help" in given:
+        print(front.help())
+        return None, given
+    options, found = validated(model, values)
+    if problems := [*problems, *found]:
+        raise ConfigError(problems, hint=f"scalelab {verb} --help lists every option")
+    return options, given
+
+
+class Options:
+    """The options of one verb: the fields of `model`, and `flags` (name and meaning) that are not part of it. What
+    follows no option's name goes into the field `positional`, where there is one: a list, or a text for one at most."""
+
+    def __init__(
+        self,
+        verb: str,
+        summary: str,
+        model: type[BaseModel],
+        flags: dict[str, str],
+        *,
+        positional: str | None = None,
+    ) -> None:
+        self._fields = {name: field for name, field in model.model_fields.items() if name != positional}
         self._flags = flags
+        self._positional = positional
+        place = "" if positional is None else f" [{positional.upper()}{' ...' if _is_list(model, positional) else ''}]"
+        self._several = positional is not None and _is_list(model, positional)
         self._parser = argparse.ArgumentParser(
             prog=f"scalelab {verb}",
             description=summary,
             allow_abbrev=False,
             add_help=False,
-            usage=f"scalelab {verb} [OPTION ...]",
+            usage=f"scalelab {verb}{place} [OPTION ...]",
         )
+        if positional is not None:
+            about = self._parser.add_argument_group("arguments")
+            about.add_argument(
+                dest=positional, nargs="*", metavar=positional.upper(), help=_help(model.model_fields[positional])
+            )
         groups: dict[str, Any] = {}
         for name, field in self._fields.items():
             extra = typing.cast(dict[str, Any], field.json_schema_extra or {})
@@ -83,6 +127,10 @@ class Options:
                 values[name] = _pairs(_option(name), given, problems)
             else:
                 values[name] = given[-1]
+        if self._positional is not None and (texts := getattr(parsed, self._positional)):
+            values[self._positional] = texts if self._several else texts[0]
+            if len(texts) > 1 and not self._several:
+                problems.append(f"{self._positional.upper()}: given {len(texts)}, allowed one")
         problems += [self._unknown(token) for token in unknown if token != "--"]
         flags = {name for name in (*self._flags, "help") if getattr(parsed, f"flag_{name}")}
         return values, flags, problems
@@ -113,6 +161,10 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _is_list(model: type[BaseModel], name: str) -> bool:
+    return any(typing.get_origin(kind) in (list, tuple) for kind in _types(model.model_fields[name]))
+
+
 def _types(field: FieldInfo) -> tuple[Any, ...]:
     """The types a field allows, None left out."""
     kind = field.annotation
@@ -141,6 +193,7 @@ def _metavar(field: FieldInfo) -> str:
 def _help(field: FieldInfo) -> str:
     text = (field.description or "").replace("%", "%%")
     default = field.default
-    if default is None or default == {} or isinstance(default, bool):
+    if default is None or default in ({}, [], ()) or isinstance(default, bool):
         return text
-    return f"{text} [{default}]"
+    shown = ", ".join(map(str, default)) if isinstance(default, list | tuple) else default
+    return f"{text} [{shown}]"

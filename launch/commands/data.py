@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ...data.generate import ensure_dataset, make_dataset
 from ...data.manifest import check_dataset, open_folder
@@ -18,9 +18,8 @@ from ...models.presets import load_preset, presets
 from ..config import PlainText, option
 from ..dataset import progress_bar, renderer_init
 from ..errors import ConfigError, Exit, PreflightError
-from ..options import Options
+from ..options import read_options
 from ..text import plain
-from ..validation import unknown, validated
 
 VERBS = {
     "make": "Render driving scenes into WebDataset shards with a manifest. Prints the folder.",
@@ -29,10 +28,17 @@ VERBS = {
 FLAGS = {"json": "print the result as JSON on stdout"}
 
 
+def _preset(name: str) -> str:
+    if name not in presets():
+        near = difflib.get_close_matches(name, presets(), n=1, cutoff=0.5)
+        raise ValueError(", ".join(sorted(presets())) + (f"; did you mean {near[0]}?" if near else ""))
+    return name
+
+
 class _Common(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = option("which", "the preset whose set is meant", "tiny")
+    model: Annotated[str, BeforeValidator(_preset)] = option("which", "the preset whose set is meant", "tiny")
 
 
 class MakeOptions(_Common):
@@ -69,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _make(argv: Sequence[str]) -> int:
-    options, flags = _read("make", MakeOptions, argv)
+    options, flags = read_options("data make", VERBS["make"], MakeOptions, FLAGS, argv)
     if options is None:
         return Exit.OK
     table = load_preset(options.model).dataset
@@ -96,9 +102,7 @@ def _make(argv: Sequence[str]) -> int:
 
 
 def _check(argv: Sequence[str]) -> int:
-    if argv and not argv[0].startswith("-"):
-        argv = [f"--folder={argv[0]}", *argv[1:]]
-    options, flags = _read("check", CheckOptions, argv)
+    options, flags = read_options("data check", VERBS["check"], CheckOptions, FLAGS, argv, positional="folder")
     if options is None:
         return Exit.OK
     folder = Path(options.folder) if options.folder else _generated(options.model)
@@ -131,22 +135,6 @@ def _facts(folder: Path) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "manifest_sha256": manifest.digest,
     }
-
-
-def _read(verb: str, model: type[Any], argv: Sequence[str]) -> tuple[Any, set[str]]:
-    """The options of `scalelab data VERB`; None when help was asked for and printed."""
-    front = Options(f"data {verb}", VERBS[verb], model, FLAGS)
-    values, flags, problems = front.read(argv)
-    if "help" in flags:
-        print(front.help())
-        return None, flags
-    options, found = validated(model, values)
-    problems += found
-    if options.model not in presets():
-        problems.append(unknown("--model", options.model, presets()))
-    if problems:
-        raise ConfigError(problems, hint=f"scalelab data {verb} --help lists every option")
-    return options, flags
 
 
 def _print(flags: set[str], result: dict[str, Any], said: str) -> None:

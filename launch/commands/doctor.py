@@ -18,10 +18,9 @@ from .. import calibrations, devices
 from ..config import PlainText, option
 from ..doctor.calibrate import calibrate
 from ..doctor.checks import checks
-from ..errors import ConfigError, Exit
-from ..options import Options
+from ..errors import Exit
+from ..options import read_options
 from ..text import plain
-from ..validation import validated
 
 SUMMARY = "Say what this machine can run, with OK, WARN or FAIL for each line. Exit code 3 when a line is FAIL."
 FLAGS = {
@@ -54,15 +53,9 @@ class DoctorOptions(BaseModel):
 
 def main(argv: Sequence[str]) -> int:
     """The exit code of `scalelab doctor ARGV`."""
-    front = Options("doctor", SUMMARY, DoctorOptions, FLAGS)
-    values, flags, problems = front.read(argv)
-    if "help" in flags:
-        print(front.help())
+    options, flags = read_options("doctor", SUMMARY, DoctorOptions, FLAGS, argv)
+    if options is None:
         return Exit.OK
-    options, found = validated(DoctorOptions, values)
-    problems += found
-    if problems:
-        raise ConfigError(problems, hint="scalelab doctor --help lists every option")
     as_json, here = "json" in flags, devices.detect()
     ranks = options.gpus or here.count or 2
     stream = sys.stderr if as_json else sys.stdout

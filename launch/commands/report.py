@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
+from pydantic import BaseModel, ConfigDict
 
 from ...profiles.analysis.summary import write_summary
 from ...profiles.runfolder import RunFolder
 from ...reports.console import Console, Steady
 from ...reports.table import run_table
+from ..config import option
 from ..errors import ConfigError, Exit
+from ..options import read_options
 from ..text import plain
+
+SUMMARY = "Rebuild the summary of run folders from their records, and print it."
+FLAGS = {"json": "print each summary as JSON, one a line"}
+
+
+class ReportOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: list[str] = option("which", "run folders", ["runs/latest"])
 
 
 def main(argv: Sequence[str]) -> int:
     """Rebuild each folder's summary.json and print its table; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="scalelab report", description="Rebuild the summary of run folders from their records, and print it."
-    )
-    parser.add_argument("run", nargs="*", default=["runs/latest"], metavar="RUN", help="run folders (runs/latest)")
-    parser.add_argument("--json", action="store_true", help="print each summary as JSON, one a line")
-    given = parser.parse_args(argv)
-    for name in given.run:
+    options, flags = read_options("report", SUMMARY, ReportOptions, FLAGS, argv, positional="run")
+    if options is None:
+        return Exit.OK
+    for name in options.run:
         path = Path(name)
         if not path.is_dir():
             raise ConfigError(f"{name}: no such run folder", hint="give a folder that holds a run.json, or make a run")
@@ -34,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
             summary = write_summary(folder)
         except ValueError as error:
             raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
-        if given.json:
+        if "json" in flags:
             print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
             continue
         Console(sys.stdout).print(run_table(summary, (folder.read("run.json") or {}).get("law")))

@@ -29,6 +29,7 @@ COMM = (
     "waiting_seconds",
     "queued_seconds",
     "bus_bandwidth",
+    "bus_bandwidth_share",
     "alone_seconds",
     "message_bytes",
     "clock_residual_seconds",
@@ -112,6 +113,7 @@ def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     found["exposed_seconds"] = float(known.exposed.total.mean())
     found["exposed_by_phase"] = {name: _of_phase(known.exposed, name) for name in PHASES_OF_COMM}
     found |= _parts(known, found["wire_bytes_per_step"], null)
+    found["bus_bandwidth_share"] = _bandwidth_share(found, null)
     found["straggler"] = _straggler(run, known, null)
     found["clock_residual_seconds"] = known.clock_residual_seconds
     if known.clock_residual_seconds is None:
@@ -145,8 +147,21 @@ def _alone_seconds(run: Run, plans: list[Plan], null: Null) -> float | None:
     return None
 
 
+def _bandwidth_share(comm: Mapping[str, Any], null: Null) -> float | None:
+    """The bus bandwidth that was had, as a share of what the same bytes have on this machine at rest. Above 1 where
+    collectives run side by side, as the calibration's run one after the other."""
+    if comm["bus_bandwidth"] is None:
+        null("comm.bus_bandwidth_share", "the bus bandwidth of this run is not known")
+    elif comm["alone_seconds"] is None:
+        null("comm.bus_bandwidth_share", "what a step's collectives take on this machine at rest is not known")
+    else:
+        return comm["alone_seconds"] / comm["busy_seconds"]
+    return None
+
+
 def _alone(null: Null) -> dict[str, Any]:
-    null("comm.bus_bandwidth", "one rank sends nothing")
+    for name in ("bus_bandwidth", "bus_bandwidth_share"):
+        null(f"comm.{name}", "one rank sends nothing")
     null("comm.straggler", "one rank has no other to be late for")
     return {
         **dict.fromkeys(COMM, 0.0),
@@ -154,6 +169,7 @@ def _alone(null: Null) -> dict[str, Any]:
         "exposed_by_phase": dict.fromkeys(PHASES_OF_COMM, 0.0),
         "message_bytes": [],
         "bus_bandwidth": None,
+        "bus_bandwidth_share": None,
         "straggler": None,
     }
 

@@ -126,6 +126,9 @@ def test_collectives_alone_take_what_the_calibration_says(tmp_path: Path) -> Non
         folder = folder_with(tmp_path / str(number), {**run_json(2), "calibration": given}, *records)
         summary = summarise(load_run(folder))
         assert summary["comm"]["alone_seconds"] == pytest.approx(expected)
+        share = None if expected is None else expected / summary["comm"]["busy_seconds"]
+        assert summary["comm"]["bus_bandwidth_share"] == pytest.approx(share)
+        assert share is not None or summary["reasons"]["comm.bus_bandwidth_share"]
         assert why in summary["reasons"].get("comm.alone_seconds", "")
         known = given is not None and "device" in given
         assert summary["calibration"] == ({"name": "a", "made_utc": "2026-01-01T00:00:00Z"} if known else None)
