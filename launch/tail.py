@@ -17,7 +17,7 @@ from typing import Any
 from torch import distributed
 
 from ..profiles.capture.block import BlockTimer
-from ..profiles.capture.comm import CommRecorder
+from ..profiles.capture.comm import CommRecorder, Mode
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.timeline import Timeline
 from ..profiles.records import BlockRecord, Cause, Record, Role
@@ -76,6 +76,10 @@ class Tail:
         config = self.job.config
         found: list[Cause] = ["bare"]
         if self.comm is not None:
+            # What the engine sends, in C++, comes by Python in a bare step too: a step in which it does twice tells
+            # what that costs.
+            if self.comm.engine_seen:
+                found.append("passed_twice")
             found.append("free_wire")
         found.extend(("cached_batch", "no_optimizer"))
         if config.checkpointing != "none" and not config.compile:
@@ -91,13 +95,14 @@ class Tail:
     def _block(self, first: int, number: int, cause: Cause | None) -> bool:
         """Whether it came to its end: numbers on a free wire are not the model's, and may overflow."""
         count = self.dropped + BLOCK_STEPS
-        role: Role = "bare" if cause == "bare" else "counterfactual"
+        bare = cause in ("bare", "passed_twice")
+        role: Role = "bare" if bare else "counterfactual"
         samples = self.job.setting.micro_batch * self.job.setting.accumulation
         steps = [Step(index=first + i, role=role, lr=0.0, samples=samples) for i in range(count)]
         batches = self.batches
         if cause == "cached_batch":
             batches = itertools.repeat(next(self.batches))
-        timer = BlockTimer(None if cause == "bare" else self.probe, self.timeline, timed=cause == "timed", at=self.at)
+        timer = BlockTimer(None if bare else self.probe, self.timeline, timed=cause == "timed", at=self.at)
         distributed.barrier()
         try:
             with self._without(cause):
@@ -124,16 +129,19 @@ class Tail:
         if cause == "no_recompute":
             return recompute.nothing_recomputed()
         if cause == "bare":
-            return self._bare()
+            return self._bare("pass")
+        if cause == "passed_twice":
+            return self._bare("pass_twice")
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _bare(self) -> Iterator[None]:
-        """No hook and no seam is left: what the loop would be without us."""
+    def _bare(self, mode: Mode) -> Iterator[None]:
+        """No hook and no record is left: what the loop would be without us, but for the way of collectives."""
         with contextlib.ExitStack() as stack:
-            for watching in (self.job.finite, self.comm):
-                if watching is not None:
-                    stack.enter_context(watching.off())
+            if self.job.finite is not None:
+                stack.enter_context(self.job.finite.off())
+            if self.comm is not None:
+                stack.enter_context(self.comm.off(mode))
             yield
 
 

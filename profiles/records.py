@@ -23,8 +23,9 @@ PHASES = ("data", "h2d", "forward", "backward", "optimizer")
 Role = Literal["warmup", "measured", "counterfactual", "bare"]
 TRAINING: tuple[Role, ...] = ("warmup", "measured")
 """The roles of steps that train; the others come after them and change no parameter."""
-Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare", "timed"]
-"""What a block of the tail is without; `timed` is without nothing, and the probe's calls are timed."""
+Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare", "passed_twice", "timed"]
+"""What a block of the tail is without. `passed_twice` is bare, but that each collective goes twice through the one call
+of Python that is left in a bare step; `timed` is without nothing, and the probe's calls are timed."""
 EventKind = Literal["checkpoint", "evaluation", "flush"]
 
 

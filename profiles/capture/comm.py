@@ -12,7 +12,7 @@ import functools
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.autograd import Variable
@@ -22,6 +22,8 @@ from .timeline import HostTimeline, Timeline, timeline_for
 
 # A collective that nobody waits for may end after its step: the step's record then waits for it this many steps.
 PATIENCE_STEPS = 3
+# What a group does with collectives: record them, pass them on, or pass those of autograd's engine on twice.
+Mode = Literal["record", "pass", "pass_twice"]
 LOOKED_AT = 2
 _current_graph_task = torch._C._current_graph_task_id
 
@@ -84,28 +86,30 @@ class CommRecorder:
         """Collectives whose end was not seen yet, the oldest first."""
         self.of_engine: list[Collective] = []
         """Those that DDP's reducer sent in the backward pass that runs."""
+        self.engine_seen = False
+        """Whether autograd's engine, as DDP's reducer, has sent any."""
         self.step: StepComm | None = None
         """The step that is open."""
         self._shapes: dict[tuple[str, int, str | None, str], int] = {}
         self._graph_task = -1
         self._plans: dict[tuple[int, ...], int] = {}
-        self._seams: weakref.WeakKeyDictionary[Any, Callable[[Any, bool], None]] = weakref.WeakKeyDictionary()
+        self._seams: weakref.WeakKeyDictionary[Any, Callable[[Any, Mode], None]] = weakref.WeakKeyDictionary()
 
-    def seam(self, group: Any, switch: Callable[[Any, bool], None]) -> None:
-        """`group` calls in here; `switch(group, False)` takes it out of the way, and True puts it back."""
+    def seam(self, group: Any, switch: Callable[[Any, Mode], None]) -> None:
+        """`group` calls in here; `switch(group, mode)` says what it does."""
         self._seams[group] = switch
 
     @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
-        """Within, collectives go past every seam as if there were none."""
+    def off(self, mode: Mode = "pass") -> Iterator[None]:
+        """Within, collectives go past, or as `mode` says."""
         seams = list(self._seams.items())
         for group, switch in seams:
-            switch(group, False)
+            switch(group, mode)
         try:
             yield
         finally:
             for group, switch in seams:
-                switch(group, True)
+                switch(group, "record")
 
     def on(self, device: torch.device) -> None:
         """Waits are marked on the timeline of `device`; on CUDA nothing tells when a collective has ended."""
@@ -186,6 +190,7 @@ class CommRecorder:
 
     def engine_sends(self) -> None:
         """DDP's reducer sends the first of what will be in `of_engine`; that is waited for when backward is over."""
+        self.engine_seen = True
         Variable._execution_engine.queue_callback(self._engine_is_over)
 
     def _engine_is_over(self) -> None:

@@ -6,6 +6,7 @@ DeepSpeed all go through it, and groups that a library makes for itself as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed import ProcessGroup
 
 from . import free_wire
-from .comm import Collective, CommRecorder
+from .comm import Collective, CommRecorder, Mode
 from .reducer import of_engine
 
 PREFIX = "recorded_"
@@ -107,7 +108,7 @@ class RecordingGroup(ProcessGroup):
         self.on_gloo = False
         self.label = ""
         self.allreduce = of_engine(self, _ALL_REDUCE)
-        recorder.seam(self, _recording)
+        recorder.seam(self, _switch)
 
     def _set_group_name(self, name: Any) -> None:
         super()._set_group_name(name)
@@ -115,15 +116,30 @@ class RecordingGroup(ProcessGroup):
 
 
 class PassingGroup(ProcessGroup):
-    """What a recording group is while its recorder is off: torch finds no method in Python and takes its own."""
+    """What a recording group is while its recorder is off: each method is a function of C that hands on to `inner`.
+
+    It must have every one of them. Of one that a class in Python lacks, torch runs the backend's own while it holds the
+    interpreter's lock (PyProcessGroup.hpp), for which gloo's threads may wait while they hold gloo's: a deadlock.
+    """
 
 
-def _recording(group: Any, recording: bool) -> None:
-    group.__class__ = RecordingGroup if recording else PassingGroup
-    if recording:
+def _switch(group: Any, mode: Mode) -> None:
+    """Make `group` record, pass, or pass twice what autograd's engine sends: through a second group like it."""
+    for method in _METHODS:
+        group.__dict__.pop(method, None)
+    if mode == "record":
+        group.__class__ = RecordingGroup
         group.allreduce = of_engine(group, _ALL_REDUCE)
-    else:
-        del group.allreduce
+        return
+    group.__class__ = PassingGroup
+    for method in _METHODS:
+        setattr(group, method, functools.partial(getattr(group.inner, method)))
+    if mode == "pass_twice":
+        second: Any = PassingGroup(group.rank(), group.size())  # pyright: ignore[reportCallIssue]
+        second.allreduce = group.allreduce
+        # Not the attribute just set, which would go past torch's way into a class in Python.
+        group.allreduce = functools.partial(ProcessGroup.allreduce, second)
+        group.second = second
 
 
 class RecordedWork(c10d.Work):
@@ -256,7 +272,7 @@ def _reduce_scatter_on_gloo(
     return work, cut
 
 
-for _method in _COLLECTIVES:
-    if hasattr(ProcessGroup, _method):
-        setattr(RecordingGroup, _method, _recorded(_method))
+_METHODS = [method for method in _COLLECTIVES if hasattr(ProcessGroup, method)]
+for _method in _METHODS:
+    setattr(RecordingGroup, _method, _recorded(_method))
 _ALL_REDUCE = RecordingGroup.allreduce

@@ -1,5 +1,6 @@
-"""What measuring costs: our loop with the probe on, against the same loop with no hook, no seam and no record, in ABBA
-blocks on the same model in the same processes.
+"""What measuring costs: our loop with the probe on, against the same loop with no hook and no record, in blocks that
+alternate, first one way and then the other, on the same model in the same processes. What DDP sends comes by Python in
+the bare loop as well: a third block, in which it does so twice, tells what that costs, which is added.
 
 Steps of about 10 and 100 ms with up to 8 collectives; a model of 64 layers with 8 and with 64 tells what a further one
 costs. On one rank, whose collectives end at once, an interval is narrow; on two ranks that share two cores with gloo's
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
 from scalelab.launch.strategies._native import NativeSharded
 from scalelab.launch.supervision.pulse import Pulse, prepare
+from scalelab.profiles.capture.comm import Mode
 from scalelab.profiles.capture.finite import FiniteWatch, parts_of
 from scalelab.profiles.capture.probe import Probe
 from scalelab.profiles.capture.timeline import HostTimeline
@@ -139,13 +141,14 @@ def time_blocks(rank: Rank, case: Case) -> dict[str, list[float]]:
             distributed.barrier(plain_group)
             return time.perf_counter() - begin
 
-        found: dict[str, list[float]] = {"off": [], "on": []}
+        found: dict[str, list[float]] = {"pass": [], "on": [], "pass_twice": []}
+        order: list[Mode | Literal["on"]] = ["pass", "on", "pass_twice"]
         for number in range(case.rounds + 2):
-            for name in ("off", "on", "on", "off"):
+            for name in (*order, *reversed(order)):
                 if name == "on":
                     took = seconds(measured)
                 else:
-                    with finite.off(), ranks.recorder.off():
+                    with finite.off(), ranks.recorder.off(name):
                         took = seconds(bare)
                 if number >= 2:
                     found[name].append(took)
@@ -160,7 +163,10 @@ def main() -> None:
     counts: dict[Case, float] = {}
     for case in CASES:
         seconds = ranks.run_ranks(time_blocks, case.world_size, case)[0]
-        off, on = (np.asarray(seconds[name]).reshape(-1, 2).sum(axis=1) / 2 / case.steps for name in ("off", "on"))
+        passing, on, twice = (
+            np.asarray(seconds[name]).reshape(-1, 2).mean(axis=1) / case.steps for name in ("pass", "on", "pass_twice")
+        )
+        off = passing - float((twice - passing).mean())
         costs[case], counts[case] = on - off, seconds["collectives"][0]
         low, high = interval(on / off - 1)
         share = float(np.median(on / off - 1))
@@ -170,7 +176,8 @@ def main() -> None:
         print(
             f"{case.world_size} rank(s), {counts[case]:.0f} collective(s), {case.layers} layers: step "
             f"{np.median(off) * 1e3:.2f} ms, measuring costs {share:+.2%} [{low:+.2%}, {high:+.2%}], "
-            f"{np.median(on - off) * 1e6:.0f} us over {case.rounds} ABBA rounds of {case.steps} steps{verdict}",
+            f"{np.median(on - off) * 1e6:.0f} us over {case.rounds} rounds of {case.steps} steps, of that {np.median(twice - passing) * 1e6:.0f} us "
+            f"on the way through Python{verdict}",
             flush=True,
         )
     further = (costs[MANY] - costs[FEW].mean()) / (counts[MANY] - counts[FEW])

@@ -12,7 +12,7 @@ from scalelab.launch.ranks import Rank
 from scalelab.launch.setting import Setting
 from scalelab.launch.strategies import ddp
 from scalelab.launch.strategies._native import NativeSharded
-from scalelab.profiles.capture.comm import CommRecorder
+from scalelab.profiles.capture.comm import CommRecorder, Mode
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -227,9 +227,25 @@ def past_the_seam(rank: Rank) -> list[tuple[str, int, bool]]:
 
 
 def test_nothing_is_seen_while_the_recorder_is_off() -> None:
-    """The group is then one without methods in Python: not even a call of ours is left."""
+    """And what is asked for is done all the same."""
     for found in ranks.run_ranks(past_the_seam, 2):
         assert found == [("RecordingGroup", 2, True), ("PassingGroup", 0, True), ("RecordingGroup", 2, True)]
+
+
+def many_steps_past_the_seam(rank: Rank, mode: Mode) -> bool:
+    model = DistributedDataParallel(torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(8))), bucket_cap_mb=1e-4)
+    batch = torch.ones(4, 8)
+    with ranks.recorder.off(mode):
+        for _ in range(400):
+            model(batch).sum().backward()
+    return True
+
+
+@pytest.mark.parametrize("mode", ["record", "pass", "pass_twice"])
+def test_threads_of_the_backend_find_the_interpreter_free(mode: Mode) -> None:
+    """A work that gloo drops may hold the last reference to an object of Python, the context of its backward: a group
+    that kept the interpreter's lock while it asked gloo for more stood still within some hundred of these steps."""
+    assert ranks.run_ranks(many_steps_past_the_seam, 2, mode) == [True, True]
 
 
 def waits_of_ddp(rank: Rank, overlap: bool) -> int:

@@ -105,3 +105,19 @@ def test_the_summary_gives_headroom_and_overhead_or_says_why_not() -> None:
         assert counterfactual(empty, told.__setitem__) is None
         assert overhead(empty, told.__setitem__) is None
         assert set(told) == {"counterfactual", "overhead"}
+
+
+def test_the_way_through_python_that_a_bare_step_keeps_is_counted() -> None:
+    """Measuring costs 5 ms; a bare step keeps 1 of them, and one that keeps it twice has 2."""
+    kept = {None: 5, "bare": 1, "passed_twice": 2}
+    records = [
+        BlockRecord(round=number, cause=cause, dropped=0, step_seconds=[0.1 + 0.001 * kept[cause]] * 20)
+        for number, cause in chain(3, ("bare", "passed_twice"))
+    ]
+    cost = overhead(run_of(records), lambda path, why: None)
+    assert cost is not None
+    assert cost["share_of_step"] == pytest.approx(0.05)
+    assert cost["ci95"] == pytest.approx([0.05, 0.05])
+    assert "twice" in cost["method"]
+    found = counterfactual(run_of(records), lambda path, why: None)
+    assert found is None

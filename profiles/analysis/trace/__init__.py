@@ -1,0 +1,1 @@
+"""Traces of torch.profiler: read as a stream, and what they say. No torch."""

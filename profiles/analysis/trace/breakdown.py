@@ -1,0 +1,107 @@
+"""Where the time of a device went, by interval algebra on its trace: computing, communication that was exposed or
+overlapped, copies, idle. Without a device, the same of the host's threads.
+
+A moment belongs to computing if anything computes then, else to communication if any goes on, else to copying, else it
+is idle: the four tile the span from the first event to the last, which is asserted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .events import ON_DEVICE, Kind, Trace
+from .intervals import common, joined, length, union, without
+
+# Operators that hand a collective in or wait for one: no computing.
+_NOT_COMPUTING = r"(c10d|record_param_comms|nccl:|gloo:|mpi:|ProfilerStep#)"
+GLOO = r"gloo:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """Sets of time (nanoseconds of the trace) of one device, None for the host's threads."""
+
+    device: int | None
+    begin: int
+    end: int
+    compute: np.ndarray
+    communication: np.ndarray
+    copies: np.ndarray
+    idle: np.ndarray
+
+    @property
+    def span_ns(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def exposed_communication(self) -> np.ndarray:
+        return without(self.communication, self.compute)
+
+    @property
+    def exposed_copies(self) -> np.ndarray:
+        return without(self.copies, joined(self.compute, self.communication))
+
+    @property
+    def overlapped_communication(self) -> np.ndarray:
+        return common(self.communication, self.compute)
+
+
+def breakdowns(trace: Trace) -> list[Breakdown]:
+    """One of each device that ran anything, in order; where none did, that of the host."""
+    on_device = trace.of(*ON_DEVICE)
+    if not len(on_device):
+        host = of_host(trace)
+        return [] if host is None else [host]
+    return [_of_device(trace, on_device, device) for device in np.unique(trace.device[on_device]).tolist()]
+
+
+def _of_device(trace: Trace, on_device: np.ndarray, device: int) -> Breakdown:
+    mine = on_device[trace.device[on_device] == device]
+
+    def time_of(*kinds: Kind) -> np.ndarray:
+        of = mine[np.isin(trace.kind[mine], kinds)]
+        return union(trace.begin[of], trace.end[of])
+
+    return _tiled(
+        device, time_of(Kind.KERNEL), time_of(Kind.COLLECTIVE), time_of(Kind.MEMCPY, Kind.MEMSET), trace, mine
+    )
+
+
+def of_host(trace: Trace) -> Breakdown | None:
+    """That of the host's threads together: computing is any operator but those of communication; None without any."""
+    operators = trace.of(Kind.OPERATOR)
+    other = trace.named(Kind.OPERATOR, _NOT_COMPUTING)
+    computing = np.setdiff1d(operators, other, assume_unique=True)
+    collectives = np.concatenate((trace.named(Kind.ANNOTATION, GLOO), trace.named(Kind.OPERATOR, GLOO)))
+    chosen = np.concatenate((computing, collectives))
+    if not len(chosen):
+        return None
+    return _tiled(
+        None,
+        union(trace.begin[computing], trace.end[computing]),
+        union(trace.begin[collectives], trace.end[collectives]),
+        union(trace.begin[:0], trace.end[:0]),
+        trace,
+        chosen,
+    )
+
+
+def _tiled(
+    device: int | None,
+    compute: np.ndarray,
+    communication: np.ndarray,
+    copies: np.ndarray,
+    trace: Trace,
+    chosen: np.ndarray,
+) -> Breakdown:
+    begin, end = int(trace.begin[chosen].min()), int(trace.end[chosen].max())
+    span = np.array([[begin, end]], dtype=np.int64)
+    idle = without(span, joined(compute, communication, copies))
+    found = Breakdown(
+        device=device, begin=begin, end=end, compute=compute, communication=communication, copies=copies, idle=idle
+    )
+    parts = (compute, found.exposed_communication, found.exposed_copies, idle)
+    assert sum(map(length, parts)) == found.span_ns
+    return found

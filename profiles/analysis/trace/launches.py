@@ -1,0 +1,89 @@
+"""Why a device was idle: work that the host had not launched yet, launches under way, or work that was there and waited
+for other work on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .breakdown import Breakdown
+from .events import ON_DEVICE, Kind, Trace
+from .intervals import common, length, union
+
+LOADER = r"enumerate\(DataLoader\)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """Parts of a device's idle time in nanoseconds, which sum to it.
+
+    `not_launched`: what came next had not been launched, nor its launch begun; of that `loading` while the host was in
+    a DataLoader (None where the trace shows none). `launching`: from the begin of the launch to that of the work, which
+    is a few microseconds at least. `on_device`: what came next had been launched before. `unknown`: its launch is not
+    in the trace. `gaps` counts the idle intervals.
+    """
+
+    not_launched: int
+    loading: int | None
+    launching: int
+    on_device: int
+    unknown: int
+    gaps: int
+
+
+def why_idle(trace: Trace, of: Breakdown) -> Idle | None:
+    """Of one device; None for the host's threads."""
+    if of.device is None:
+        return None
+    gaps = of.idle
+    mine = trace.of(*ON_DEVICE)
+    mine = mine[trace.device[mine] == of.device]
+    # Each gap ends where something begins; of several that do, any tells.
+    following = mine[np.searchsorted(trace.begin[mine], gaps[:, 1], side="left")]
+    launch = _launches(trace)[following]
+    known = launch >= 0
+    begin, end = gaps[:, 0], gaps[:, 1]
+    launch_begin = np.where(known, trace.begin[launch], begin)
+    launch_end = np.where(known, trace.end[launch], begin)
+    before = known & (launch_end <= begin)
+    late = np.where(known & ~before, np.clip(launch_begin, begin, end), begin)
+    waiting = union(begin[known & ~before], late[known & ~before])
+    loaders = np.concatenate((trace.named(Kind.ANNOTATION, LOADER), trace.named(Kind.OPERATOR, LOADER)))
+    loading = None
+    if len(loaders):
+        loading = length(common(waiting, union(trace.begin[loaders], trace.end[loaders])))
+    return Idle(
+        not_launched=length(waiting),
+        loading=loading,
+        launching=int((end - late)[known & ~before].sum()),
+        on_device=int((end - begin)[before].sum()),
+        unknown=int((end - begin)[~known].sum()),
+        gaps=len(gaps),
+    )
+
+
+def launch_delays_ns(trace: Trace, of: Breakdown) -> np.ndarray:
+    """From the begin of each kernel's launch by the host to the begin of the kernel. Short ones mean that the device
+    had nothing else to do, long ones that it had a queue."""
+    kernels = trace.of(Kind.KERNEL, Kind.COLLECTIVE)
+    kernels = kernels[trace.device[kernels] == of.device]
+    launch = _launches(trace)[kernels]
+    known = launch >= 0
+    return trace.begin[kernels[known]] - trace.begin[launch[known]]
+
+
+def _launches(trace: Trace) -> np.ndarray:
+    """The call that launched each event on a device, by index; -1 where the trace does not have it."""
+    calls = trace.of(Kind.RUNTIME)
+    calls = calls[trace.correlation[calls] > 0]
+    found = np.full(len(trace), -1, dtype=np.int64)
+    if not len(calls):
+        return found
+    order = np.argsort(trace.correlation[calls], kind="stable")
+    keys = trace.correlation[calls][order]
+    wanted = trace.correlation
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    hit = (keys[at] == wanted) & (trace.kind <= Kind.MEMSET)
+    found[hit] = calls[order[at[hit]]]
+    return found

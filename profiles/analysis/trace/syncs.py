@@ -1,0 +1,102 @@
+"""Where the host waited for the device, or would have: the call, the operator that it came from, the line of source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .events import Kind, Trace
+from .nesting import NOWHERE, parents
+
+_SYNC_CALLS = r"(cuda|hip)(Device|Stream|Event)Synchronize|cu(Ctx|Stream|Event)Synchronize|(cuda|hip)Memcpy$"
+# What makes the host wait where there is a device; on CPU they cost nothing, and are named for when there is one.
+SYNC_OPERATORS = r"aten::(item|_local_scalar_dense|nonzero|is_nonzero|masked_select|unique\w*)$"
+_PAGEABLE = re.compile(r"Pageable")
+_LINE = re.compile(r"(?P<file>[^;]*\.pyx?)\((?P<line>\d+)\): (?P<function>[^;]*)")
+# Frames that are no one's own code: torch and what stands with it, the interpreter's library.
+_LIBRARY = re.compile(
+    r"(^|/)(torch|accelerate|deepspeed|lightning|numpy|site-packages|dist-packages|lib/python3[\d.]*)/"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sync:
+    """A kind of wait: `call` in `operator` (the outermost one of it; None outside of any) from `source`, a line of the
+    user's code (None where the trace has no stacks), so often and for so long. `blocked_ns` is None for operators that
+    would wait on a device and ran on none."""
+
+    call: str
+    operator: str | None
+    source: str | None
+    count: int
+    blocked_ns: int | None
+
+
+def host_syncs(trace: Trace) -> list[Sync]:
+    """Every kind of wait in the trace, that which took longest first."""
+    calls = trace.named(Kind.RUNTIME, _SYNC_CALLS)
+    pageable = _pageable_calls(trace)
+    on_device = bool(len(trace.of(Kind.KERNEL, Kind.MEMCPY)))
+    waits = np.union1d(calls, pageable)
+    if not on_device:
+        waits = trace.named(Kind.OPERATOR, SYNC_OPERATORS)
+    frames = trace.of(Kind.OPERATOR, Kind.PYTHON, Kind.RUNTIME)
+    within = dict(zip(frames.tolist(), parents(trace, frames).tolist(), strict=True))
+    found: dict[tuple[str, str | None, str | None], list[int]] = {}
+    all_waits, of_pageable = set(waits.tolist()), set(pageable.tolist())
+    for index in waits.tolist():
+        chain = list(_chain(within, index))
+        if not on_device and any(each in all_waits for each in chain):
+            continue  # aten::item calls aten::_local_scalar_dense: one wait
+        operators = [each for each in chain if trace.kind[each] == Kind.OPERATOR]
+        name = trace.names[trace.name[index]]
+        if index in of_pageable:
+            name += " of pageable memory"
+        operator = trace.names[trace.name[operators[-1]]] if operators else None
+        key = (name, operator, _source(trace, [index, *chain]))
+        found.setdefault(key, []).append(int(trace.end[index] - trace.begin[index]))
+    syncs = [
+        Sync(call=call, operator=operator, source=source, count=len(each), blocked_ns=sum(each) if on_device else None)
+        for (call, operator, source), each in found.items()
+    ]
+    return sorted(syncs, key=lambda sync: (-(sync.blocked_ns or 0), -sync.count))
+
+
+def _pageable_calls(trace: Trace) -> np.ndarray:
+    """Calls that copied from or to pageable memory, for which the host waits."""
+    copies = trace.of(Kind.MEMCPY)
+    copies = copies[[bool(_PAGEABLE.search(trace.names[name])) for name in trace.name[copies].tolist()]]
+    calls = trace.of(Kind.RUNTIME)
+    wanted = trace.correlation[copies]
+    return calls[np.isin(trace.correlation[calls], wanted[wanted > 0])]
+
+
+def _chain(within: dict[int, int], index: int) -> Iterator[int]:
+    """What holds the event, from the inside out."""
+    at = within.get(index, NOWHERE)
+    while at != NOWHERE:
+        yield at
+        at = within[at]
+
+
+def _source(trace: Trace, chain: list[int]) -> str | None:
+    """The innermost line of the user's own code around an event."""
+    for each in chain:
+        if trace.kind[each] == Kind.PYTHON and (line := _own_line(trace.names[trace.name[each]])):
+            return line
+    for each in chain:
+        if trace.stack[each] >= 0:
+            for frame in _LINE.finditer(trace.names[trace.stack[each]]):
+                if line := _own_line(frame[0]):
+                    return line
+    return None
+
+
+def _own_line(frame: str) -> str | None:
+    match = _LINE.search(frame)
+    if match is None or _LIBRARY.search(match["file"]):
+        return None
+    return f"{match['file'].strip()}:{match['line']} ({match['function'].strip()})"
