@@ -43,6 +43,8 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
     first = next((row for row in trace["per_rank"] if row["unusable"] is None), None)
     if first is not None:
         kind = "kernels" if first["kernels"] else "operators"
+        if (merged := trace["merged"]) is not None:
+            parts.append(Text(f"all ranks on one clock, for https://ui.perfetto.dev: {merged['file']}"))
         parts += [_top(f"{kind} of rank {first['rank']}", first[kind]), *_syncs(first)]
     return Group(*parts)
 

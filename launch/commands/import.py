@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from ...profiles.analysis.imported import config_of
 from ...profiles.analysis.load import load_run
 from ...profiles.analysis.summary import summarise
-from ...profiles.analysis.traces import SUFFIXES, read_traces
+from ...profiles.analysis.traces import SUFFIXES, merge_traces, read_traces, trace_files
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import writing
@@ -85,10 +85,10 @@ def main(argv: Sequence[str]) -> int:
         },
     )
     folder.write("status.json", status("finished", Exit.OK))
-    by_rank = sorted(
-        ({**row, "rank": rank} for rank, row in zip(ranks, rows, strict=True)), key=lambda row: row["rank"]
-    )
-    summary = summarise(load_run(folder), by_rank)
+    named = [{**row, "rank": rank} for rank, row in zip(ranks, rows, strict=True)]
+    run = load_run(folder)
+    merged = merge_traces(folder.path, trace_files(folder.path), run)
+    summary = summarise(run, sorted(named, key=lambda row: row["rank"]), merged)
     folder.write("summary.json", summary)
     if "json" in flags:
         print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())

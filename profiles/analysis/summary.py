@@ -20,31 +20,35 @@ from .memory import memory
 from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
-from .traces import read_traces, trace_files, traces
+from .traces import merge_traces, read_traces, trace_files, traces
 from .training import grad_norm, loss, quality
+
+Rows = Sequence[dict[str, Any]]
+NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
 
 
 def write_summary(folder: RunFolder) -> dict[str, Any]:
     """Summarise `folder` into its summary.json, and return the summary."""
-    summary = summarise(load_run(folder), read_traces(trace_files(folder.path)))
+    run, files = load_run(folder), trace_files(folder.path)
+    summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
     folder.write("summary.json", summary)
     return summary
 
 
-def summarise(run: Run, rows: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The summary of `run`, and of what its traces say (`rows` of `read_traces`). Every null has an entry in `reasons`
-    under its dotted path."""
+def summarise(run: Run, rows: Rows = (), merged: Mapping[str, Any] = NOT_MERGED) -> dict[str, Any]:
+    """The summary of `run`, and of what its traces say (`rows` of `read_traces`, `merged` of `merge_traces`). Every
+    null has an entry in `reasons` under its dotted path."""
     if run.run_json.get("source") == "imported":
-        return _imported(run, rows)
+        return _imported(run, rows, merged)
     reasons: dict[str, str] = {}
-    summary = _summary(run, rows, reasons)
+    summary = _summary(run, rows, merged, reasons)
     return {**summary, "reasons": dict(sorted(reasons.items()))}
 
 
-def _imported(run: Run, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _imported(run: Run, rows: Rows, merged: Mapping[str, Any]) -> dict[str, Any]:
     """Where nothing else was recorded, every null has the same reason, but what the traces themselves say of theirs."""
     reasons: dict[str, str] = {}
-    summary = _summary(run, rows, reasons)
+    summary = _summary(run, rows, merged, reasons)
     reasons = {path: reasons[path] if path.startswith("trace") else NOT_IN_A_TRACE for path in reasons}
     for name in (*run.run_json["config"], "name", "device_name", "oversubscribed", "world_size"):
         if name in summary and summary[name] is None:
@@ -66,7 +70,7 @@ def _at(summary: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _summary(run: Run, rows: Sequence[dict[str, Any]], reasons: dict[str, str]) -> dict[str, Any]:
+def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
     """The summary without its reasons, which are entered in `reasons`."""
 
     def null(path: str, why: str) -> None:
@@ -119,7 +123,7 @@ def _summary(run: Run, rows: Sequence[dict[str, Any]], reasons: dict[str, str]) 
         "grad_norm": grad_norm(run, null),
         "counterfactual": counterfactual(run, null),
         "overhead": overhead(run, null),
-        "trace": traces(rows, null, "no profiler window was run; --profile-steps runs one"),
+        "trace": traces(rows, merged, null, _why_no_trace(run)),
         "calibration": _calibration(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
         "unreadable_lines": sum(rank.unreadable for rank in run.ranks),
@@ -130,6 +134,13 @@ def _summary(run: Run, rows: Sequence[dict[str, Any]], reasons: dict[str, str]) 
         summary["loss"] = None
         null("loss", "the loop did not tell its losses; probe.loss(loss) does")
     return summary
+
+
+def _why_no_trace(run: Run) -> str:
+    if not run.run_json["config"].get("profile_steps"):
+        return "no profiler window was run; --profile-steps runs one"
+    failed = {rank.profiler_failed for rank in run.ranks} - {None}
+    return "; ".join(sorted(map(str, failed))) or "the run ended before its profiler window was complete"
 
 
 def _calibration(run: Run, null: Null) -> dict[str, str] | None:

@@ -14,8 +14,9 @@ import numpy as np
 from .events import ON_DEVICE, Kind, Trace
 from .intervals import NONE, common, joined, length, union, without
 
-# Operators that hand a collective in or wait for one: no computing.
-_NOT_COMPUTING = r"(c10d|record_param_comms|nccl:|gloo:|mpi:|ProfilerStep#)"
+# Operators of a namespace compute, but those that hand a collective in or wait for one. What has none is a wrapper
+# around such, as a Function of autograd in Python, which may as well wait inside.
+_COMPUTING = r"(?!c10d::|_c10d_functional::|autograd::|fsdp::|nccl:|gloo:|mpi:).*::"
 GLOO = r"gloo:"
 
 
@@ -74,9 +75,8 @@ def _of_device(trace: Trace, mine: np.ndarray, device: int) -> Breakdown:
 
 
 def _of_host(trace: Trace, chosen: np.ndarray) -> Breakdown | None:
-    """That of the host's threads together: computing is any operator but those of communication; None without any."""
-    other = trace.named(Kind.OPERATOR, _NOT_COMPUTING)
-    computing = np.setdiff1d(trace.of(Kind.OPERATOR), other, assume_unique=True)
+    """That of the host's threads together: None without any operator."""
+    computing = trace.named(Kind.OPERATOR, _COMPUTING)
     collectives = np.concatenate((trace.named(Kind.ANNOTATION, GLOO), trace.named(Kind.OPERATOR, GLOO)))
     computing, collectives = computing[chosen[computing]], collectives[chosen[collectives]]
     if not len(computing) + len(collectives):

@@ -15,6 +15,7 @@ _SYNC_CALLS = r"(cuda|hip)(Device|Stream|Event)Synchronize|cu(Ctx|Stream|Event)S
 # What makes the host wait where there is a device; on CPU they cost nothing, and are named for when there is one.
 SYNC_OPERATORS = r"aten::(item|_local_scalar_dense|nonzero|is_nonzero|masked_select|unique\w*)$"
 _PAGEABLE = re.compile(r"Pageable")
+_MEASURING = "scalelab/profiles/capture/"
 _LINE = re.compile(r"(?P<file>[^;]*\.pyx?)\((?P<line>\d+)\): (?P<function>[^;]*)")
 # Frames that are no one's own code: torch and what stands with it, the interpreter's library.
 _LIBRARY = re.compile(
@@ -57,7 +58,10 @@ def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
         if index in of_pageable:
             name += " of pageable memory"
         operator = trace.names[trace.name[operators[-1]]] if operators else None
-        key = (name, operator, _source(trace, [index, *chain]))
+        source = _source(trace, [index, *chain])
+        if not on_device and source is not None and _MEASURING in source:
+            continue  # on a device the probe leaves its numbers there
+        key = (name, operator, source)
         found.setdefault(key, []).append(int(trace.end[index] - trace.begin[index]))
     syncs = [
         Sync(call=call, operator=operator, source=source, count=len(each), blocked_ns=sum(each) if on_device else None)
