@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def _tensorboard(run: str, port: str) -> int:
         print(f"error: {plain(str(traces))}: holds no trace; make run PROFILE=3 records some", file=sys.stderr)
         return Exit.USAGE
     arguments = [sys.executable, "-m", "tensorboard.main", f"--logdir={traces}", f"--port={port}"]
-    os.execv(sys.executable, arguments)
+    return subprocess.run(arguments, check=False).returncode
 
 
 def options(name: str, value: str) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 from .clocks import wall_clocks_ahead_ns
 from .load import Run
 from .reasons import Null
-from .trace.events import read_trace
 from .trace.merge import merge
+from .trace.reader import read_trace
 from .trace.said import facts_of, said_by
 
 SUFFIXES = (".json", ".json.gz")

@@ -5,13 +5,12 @@ The format is Google's Trace Event Format: an object with the list `traceEvents`
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import orjson
 
@@ -24,7 +23,17 @@ _BETWEEN_EVENTS = re.compile(rb"\}\s*,\s*(?=\{)")
 _NO_CONTROL = bytes(range(256)).translate(bytes(32 if code < 32 else code for code in range(256)))
 # Where pieces are cut, from the last place on: inside an event that holds a list of objects they do not parse.
 _CUTS_TRIED = 32
+# Parts that one event may be split into there.
+_PARTS_JOINED = 16
+_GZIP, _GZIP_BEGINS = 31, b"\x1f\x8b"
+_PACKED_BYTES = 1 << 20
 _decoder = json.JSONDecoder(strict=False)
+
+
+class Source(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class JsonStream:
@@ -36,18 +45,22 @@ class JsonStream:
         self.metadata: dict[str, Any] = {}
         self.damage: list[str] = []
         self.lost_events = 0
+        self._packed: _Unpacked | None = None
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Lists of events. Raises OSError where the file cannot be opened."""
-        with _opened(self._path) as file:
-            head, rest = self._head(file)
+        with self._path.open("rb") as file:
+            packed = file.read(2) == _GZIP_BEGINS
+            file.seek(0)
+            self._packed = _Unpacked(file) if packed else None
+            head, rest = self._head(self._packed or file)
             if rest is None:
                 self.damage.append("it holds no list of trace events")
                 return
-            tail = yield from self._pieces(file, rest)
+            tail = yield from self._pieces(self._packed or file, rest)
         self._read_metadata(head, tail)
 
-    def _head(self, file: IO[bytes]) -> tuple[bytes, bytes | None]:
+    def _head(self, file: Source) -> tuple[bytes, bytes | None]:
         """What stands before the first event, and what of the list was read with it; None where there is no list."""
         read = b""
         while more := self._read(file):
@@ -60,7 +73,7 @@ class JsonStream:
                 break
         return read, None
 
-    def _pieces(self, file: IO[bytes], rest: bytes) -> Iterator[Any]:
+    def _pieces(self, file: Source, rest: bytes) -> Iterator[Any]:
         """Yields lists of events; returns what stands after the list, None where it does not end."""
         while True:
             more = self._read(file)
@@ -88,15 +101,15 @@ class JsonStream:
     def _lost(self, count: int) -> None:
         self.lost_events += count
 
-    def _read(self, file: IO[bytes]) -> bytes:
-        """The next bytes, none at the end: that of a damaged archive is where it cannot be unpacked any more."""
-        try:
-            return file.read(PIECE_BYTES).translate(_NO_CONTROL)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            self.damage.append(f"it cannot be unpacked to its end: {error}")
-            return b""
+    def _read(self, file: Source) -> bytes:
+        """The next bytes, none at the end."""
+        found = file.read(PIECE_BYTES).translate(_NO_CONTROL)
+        if not found and self._packed is not None and self._packed.damage is not None:
+            self.damage.append(f"it cannot be unpacked to its end: {self._packed.damage}")
+            self._packed = None
+        return found
 
-    def _all_left(self, file: IO[bytes]) -> bytes:
+    def _all_left(self, file: Source) -> bytes:
         left = b""
         while (more := self._read(file)) and len(left) < METADATA_BYTES:
             left += more
@@ -114,12 +127,6 @@ class JsonStream:
             return
         found.pop("traceEvents", None)
         self.metadata = found
-
-
-def _opened(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
 
 
 def _whole_events(text: bytes) -> tuple[list[Any], bytes, bool]:
@@ -161,21 +168,47 @@ def _last_events(text: bytes) -> tuple[bool, list[Any], int]:
 
 
 def _salvage(text: bytes, *, keep_last: bool) -> tuple[list[Any], int, bytes]:
-    """The events of damaged `text` that can be read, how many cannot, and the rest: the last, maybe unfinished one."""
+    """The events of damaged `text` that can be read, how many stretches cannot, and the last, maybe unfinished part."""
     parts = _BETWEEN_EVENTS.split(text)
     parts = [part + b"}" for part in parts[:-1]] + parts[-1:]
-    events: list[Any] = []
-    lost, open_part = 0, b""
     last = parts.pop() if keep_last else b""
+    events: list[Any] = []
+    lost, pending = 0, []
     for part in parts:
-        joined = open_part + b"," + part if open_part else part
-        if (found := _loaded(joined)) is not None:
-            events += found
-            open_part = b""
-        elif open_part and (found := _loaded(part)) is not None:
-            lost += 1
-            events += found
-            open_part = b""
-        else:
-            open_part = joined if len(joined) < 1 << 20 else part
-    return events, lost + bool(open_part and keep_last), last if keep_last else open_part
+        pending = [*pending[-_PARTS_JOINED:], part]
+        for first in range(len(pending)):
+            found = _loaded(b",".join(pending[first:]))
+            # A later begin may be an object inside an event: those have no phase.
+            if found is not None and (first == 0 or all(isinstance(each, dict) and "ph" in each for each in found)):
+                events += found
+                lost += first > 0
+                pending = []
+                break
+    return events, lost + bool(pending and keep_last), last if keep_last else b",".join(pending)
+
+
+class _Unpacked:
+    """A gzip file that gives all that can be unpacked of it, also where it is cut off or damaged later on."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._unpack = zlib.decompressobj(_GZIP)
+        self._left = b""
+        self.damage: str | None = None
+
+    def read(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size and self.damage is None:
+            packed = self._left or self._file.read(_PACKED_BYTES)
+            if not packed:
+                if not self._unpack.eof:
+                    self.damage = "the archive is cut off"
+                break
+            if self._unpack.eof:
+                self._unpack = zlib.decompressobj(_GZIP)
+            try:
+                found += self._unpack.decompress(packed, size)
+                self._left = self._unpack.unconsumed_tail or self._unpack.unused_data
+            except zlib.error as error:
+                self.damage = str(error)
+        return bytes(found)

@@ -1,0 +1,62 @@
+"""One trace of all ranks: on one clock, in tracks, bounded."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+from scalelab.profiles.analysis.trace.merge import merge
+from scalelab.profiles.analysis.trace.reader import read_trace
+
+from tests.support.traces import event, kernel, write_trace
+
+
+def merged(tmp_path: Path, ahead_ns: dict[int, int], most: int = 1000) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Two ranks, the second's file counting from another base; its events and what the file says beside them."""
+    traces = {}
+    for rank, base in ((0, 0), (1, 1_000_000)):
+        events = [
+            event("phase:forward", 100 - base / 1000, 150 - base / 1000, "user_annotation"),
+            event("aten::mm", 110 - base / 1000, 120 - base / 1000),
+            event("f.py(1): f", 100 - base / 1000, 150 - base / 1000, "python_function"),
+            event("gloo:all_reduce", 130 - base / 1000, 140 - base / 1000, "user_annotation", tid=5),
+            kernel("ncclDevKernel_AllReduce", 160 - base / 1000, 170 - base / 1000),
+        ]
+        path = write_trace(tmp_path / f"r{rank}.json", events, {"baseTimeNanoseconds": base})
+        traces[rank] = read_trace(path)
+    merge(traces, ahead_ns, tmp_path / "all.json.gz", most)
+    found = orjson.loads(gzip.decompress((tmp_path / "all.json.gz").read_bytes()))
+    return found["traceEvents"], found["scalelab"]
+
+
+def test_ranks_are_processes_on_one_clock(tmp_path: Path) -> None:
+    """Each file counts from its own base; a clock that is 7 us ahead is put back."""
+    events, _ = merged(tmp_path, {1: 7000})
+    begins = {(row["pid"], row["name"]): row["ts"] for row in events if row["ph"] == "X"}
+    assert begins[0, "aten::mm"] - begins[0, "forward"] == 10
+    assert begins[0, "aten::mm"] - begins[1, "aten::mm"] == 7
+    names = {row["pid"]: row["args"]["name"] for row in events if row["name"] == "process_name"}
+    assert names == {0: "rank 0", 1: "rank 1"}
+    assert min(row["ts"] for row in events if row["ph"] == "X") == 0
+
+
+def test_phases_and_collectives_have_tracks_of_their_own(tmp_path: Path) -> None:
+    """A collective kernel is on its stream as well; frames of Python stay in the rank's own file."""
+    events, said = merged(tmp_path, {})
+    tracks = {(row["pid"], row["tid"]): row["args"]["name"] for row in events if row["name"] == "thread_name"}
+    placed = Counter((tracks[row["pid"], row["tid"]], row["name"]) for row in events if row["ph"] == "X")
+    nccl = "ncclDevKernel_AllReduce"
+    assert placed == {
+        ("phases", "forward"): 2, ("collectives", "gloo:all_reduce"): 2, ("collectives", nccl): 2,
+        ("stream 7", nccl): 2, ("thread 1", "aten::mm"): 2,
+    }  # fmt: skip
+    assert said == {"left_out_events": 0, "shorter_than_nanoseconds": 0}
+
+
+def test_too_many_events_lose_the_shortest_and_say_so(tmp_path: Path) -> None:
+    events, said = merged(tmp_path, {}, most=3)
+    assert {row["name"] for row in events if row["ph"] == "X"} == {"forward"}
+    assert said == {"left_out_events": 6, "shorter_than_nanoseconds": 10_001}
