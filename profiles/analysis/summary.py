@@ -19,6 +19,7 @@ from .memory import memory
 from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
+from .telemetry import telemetry
 from .training import grad_norm, loss, quality
 
 
@@ -76,7 +77,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "per_rank": per_rank(run, known, null),
         "comm": comm(run, known, null),
         "memory": memory(run, null),
-        "utilization": nulls("utilization", UTILIZATION, "not recorded in this run", null),
+        "utilization": {
+            **nulls("utilization", UTILIZATION, "not recorded in this run", null),
+            **telemetry(run, null),
+        },
         "cost": cost(seconds, samples, config, facts, null),
         "quality": quality(run, null),
         "loss": loss(run),
@@ -85,7 +89,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "overhead": overhead(run, null),
         "calibration": _calibration(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
-        "unreadable_lines": sum(rank.unreadable for rank in run.ranks),
+        "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)),
     }
     if summary["loss"] is None:
         null("loss", "no step was recorded" + (" (--probe off)" if config["probe"] == "off" else ""))
@@ -103,7 +107,7 @@ def _calibration(run: Run, null: Null) -> dict[str, str] | None:
     return {"name": found.name, "made_utc": found.made_utc}
 
 
-UTILIZATION = ("gpu_percent", "mfu", "hfu", "useful_fraction", "joules_per_sample", "p99_h2d_seconds")
+UTILIZATION = ("mfu", "hfu", "useful_fraction")
 
 
 def _model(facts: Mapping[str, Any], null: Null) -> dict[str, Any]:
