@@ -164,7 +164,8 @@ def _cards(utilization: Mapping[str, Any]) -> list[str]:
     if (power := utilization["power_watts"]) is not None:
         parts.append(f"{power:.0f} W a card")
     if (joules := utilization["joules_per_sample"]) is not None:
-        parts.append(f"{joules:.3g} J a sample by {utilization['energy_source']['method']}")
+        how = utilization["energy_source"]["method"].replace("_", " ")
+        parts.append(f"{joules:.3g} J a sample by {how}")
     if (clock := utilization["sm_clock_mhz"]) is not None:
         parts.append(f"SM clock {clock:.0f} MHz")
     if (held := utilization["throttled_share"]) is not None and held["any"] > 0:
