@@ -180,12 +180,12 @@ def test_two_cards_are_a_mean_and_joules_of_both(tmp_path: Path, monkeypatch: py
 def test_one_card_without_a_field_leaves_the_mean_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mean over the cards that happen to answer would be of another thing; the reason names the card."""
     folder = cuda_run(tmp_path, steps(), ranks=2)
-    cards = [FakeCard(f"GPU-{UUIDS[0]}"), FakeCard(f"GPU-{UUIDS[1]}", errors={"UtilizationRates": "NoPermission"})]
+    cards = [FakeCard(f"GPU-{UUIDS[0]}", errors={"UtilizationRates": "NoPermission"}), FakeCard(f"GPU-{UUIDS[1]}")]
     watch(folder, monkeypatch, *cards, ranks=2)
     found, reasons = utilization(folder)
     assert found["gpu_percent"] is None
-    assert reasons["gpu_percent"] == "card of rank 1: NVML: NoPermission"
-    assert [row["gpu_percent"] for row in found["cards"]] == [50.0, None]
+    assert reasons["gpu_percent"] == "card of rank 0: NVML: NoPermission"
+    assert [row["gpu_percent"] for row in found["cards"]] == [None, 50.0]
     assert found["joules_per_sample"] is not None
 
 
