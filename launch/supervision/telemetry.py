@@ -73,7 +73,7 @@ def main() -> None:
     die_with_parent(given_parent())
     leave_signals_to_ranks()
     folder, (host, first, count) = RunFolder(Path(sys.argv[1])), map(int, sys.argv[2:5])
-    if (uuids := _uuids(folder, range(first, first + count), _ended)) is None:
+    if (uuids := uuids_of(folder, range(first, first + count), _ended)) is None:
         return
     path = folder.telemetry_file(host)
     path.parent.mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ def main() -> None:
         watch(uuids, write, _ended, host=socket.gethostname(), boot_id=boot_id())
 
 
-def _uuids(folder: RunFolder, ranks: range, stopped: Callable[[float], bool]) -> dict[int, str | None] | None:
+def uuids_of(folder: RunFolder, ranks: range, stopped: Callable[[float], bool]) -> dict[int, str | None] | None:
     """Which card each rank has, once all have written it down; None when the run ended before."""
     found: dict[int, str | None] = {}
     while True:

@@ -21,7 +21,7 @@ from scalelab.launch.devices import detect
 from scalelab.launch.plan import Plan, resolve
 from scalelab.launch.supervision import telemetry
 from scalelab.launch.supervision.supervisor import supervise
-from scalelab.profiles.records import StartRecord, TelemetryLackRecord, TelemetryRecord, TelemetryStartRecord
+from scalelab.profiles.records import StartRecord, TelemetryLackRecord, TelemetryRecord
 from scalelab.profiles.runfolder import RunFolder, appending
 
 from tests.launch.test_run import scalelab
@@ -91,18 +91,24 @@ def test_the_process_reads_the_ranks_card_until_it_is_ended(folder: RunFolder, s
     assert (folder.path / "logs" / "telemetry-h000.log").read_bytes() == b""
 
 
-def test_the_process_waits_for_all_ranks_to_say_their_card(tmp_path: Path, folder: RunFolder) -> None:
-    """Before, there is nothing to read; a run that ends before has no file."""
-    process = telemetry.start(folder, 0, range(2))
-    time.sleep(3 * telemetry.LOOK_SECONDS)
-    assert not folder.telemetry()
-    with appending(folder.rank_file(1)) as write:
-        write(start(1))
-    until(lambda: readings(folder))
-    telemetry.end(process)
-    ((records, _),) = folder.telemetry()
-    assert isinstance(records[0], TelemetryStartRecord)
-    assert [card.uuid for card in records[0].cards] == UUIDS
+def test_it_waits_for_all_ranks_to_say_their_card(folder: RunFolder) -> None:
+    """Before, it is not known what to read."""
+    looks = 0
+
+    def stopped(seconds: float) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            with appending(folder.rank_file(1)) as write:
+                write(start(1))
+        return False
+
+    assert telemetry.uuids_of(folder, range(2), stopped) == dict(enumerate(UUIDS))
+    assert looks == 2
+
+
+def test_a_run_that_ends_before_its_ranks_said_their_card_has_no_file(tmp_path: Path) -> None:
+    """The process ends all the same."""
     early = RunFolder.create(tmp_path, "early")
     process = telemetry.start(early, 0, range(1))
     telemetry.end(process)
