@@ -25,6 +25,7 @@ from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
 from ..profiles.capture.garbage import garbage_watch
 from ..profiles.capture.memory import digest, peaks
 from ..profiles.capture.probe import Probe
+from ..profiles.capture.ranges import RangedProbe, nvtx_range, under_nsight
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.capture.window import WindowProbe
 from ..profiles.records import Record
@@ -40,6 +41,7 @@ from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
 from .loop import train
 from .out_of_memory import Training
+from .profiling import profile_steps
 from .ranks import Rank, control_group, join_ranks, largest_over, store_of_hosts
 from .schedule import schedule
 from .setting import Setting
@@ -129,11 +131,14 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             at_hand.batch = to_device(batch, device)
             return at_hand.batch
 
+        stepping = probe
+        if isinstance(probe, Probe) and device.type == "cuda" and under_nsight():
+            stepping = RangedProbe(probe, nvtx_range)
         # What is there now stays: the collector need not look through it again, which takes it up to half a second.
         gc.collect()
         gc.freeze()
         try:
-            train(job.run, batches, steps, probe, moved, events, stopping.after_step)
+            train(job.run, batches, steps, stepping, moved, events, stopping.after_step)
         except BaseException as error:
             probe.keep()
             if isinstance(error, NumericError):
@@ -141,21 +146,23 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             raise
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
             saver.before_leaving(probe, pulse.step or 0)
-        elif config.counterfactual and not stopping.agreed:
-            assert isinstance(probe, Probe)
-            tail = Tail(
-                job=job,
-                batches=batches,
-                to_device=moved,
-                probe=probe,
-                timeline=timeline,
-                write=write,
-                comm=comm,
-                combine=combine,
-                stop=stopping.after_step,
-                at=pulse.at,
-            )
-            tail.run(pulse.step + 1 if pulse.step is not None else 0, pulse.median_seconds())
+        elif not stopping.agreed and isinstance(probe, Probe):
+            if config.profile_steps:
+                profile_steps(job, batches, moved, probe, _after(pulse), config.profile_steps)
+            if config.counterfactual:
+                tail = Tail(
+                    job=job,
+                    batches=batches,
+                    to_device=moved,
+                    probe=probe,
+                    timeline=timeline,
+                    write=write,
+                    comm=comm,
+                    combine=combine,
+                    stop=stopping.after_step,
+                    at=pulse.at,
+                )
+                tail.run(_after(pulse), pulse.median_seconds())
         probe.close()
         _compare_clocks(rank, boot_ids, control, write)
         # For those whose parameters are compared with another run's; it reads every one of them.
@@ -171,6 +178,11 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     if stopping.agreed:
         return "stopped", stopping.agreed
     return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
+
+
+def _after(pulse: Pulse) -> int:
+    """The step after the last one."""
+    return 0 if pulse.step is None else pulse.step + 1
 
 
 def _gathered(text: str) -> list[str]:

@@ -56,7 +56,7 @@ def watch(
                 del cards[place]
         write(*samples, *lacks)
         lacks.clear()
-        if ending:
+        if ending or not cards:
             return
         turn += 1
         # Time that was lost is not made up for.
