@@ -126,6 +126,7 @@ def start_record(rank: Rank, device: torch.device, threads: int) -> StartRecord:
         pid=os.getpid(),
         device=device.type,
         device_name=describe_device(device),
+        device_uuid=str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None,
         wall_seconds=time.time(),
         monotonic_seconds=time.monotonic(),
         threads=threads,

@@ -1,7 +1,8 @@
 """The records of a run: what each rank writes, one JSON object a line, and what analysis reads. Schema 1.
 
 A rank's file `ranks/r000.jsonl` opens with a `StartRecord`; then come steps and events in the order of the rank's
-own timeline, memory once, and an `EndRecord` when the rank ends in order.
+own timeline, memory once, and an `EndRecord` when the rank ends in order. A host's file `telemetry/h000.jsonl` has a
+`TelemetryStartRecord`, then readings of its cards.
 
 Communication: a `CommPlanRecord` lists the collectives of a step, once for all steps that have the same; each step
 then has their times alone.
@@ -34,7 +35,7 @@ class _Record(BaseModel):
 
 
 class StartRecord(_Record):
-    """Who writes this file."""
+    """Who writes this file. `device_uuid` is the card's as CUDA gives it, without a prefix; null on CPU."""
 
     kind: Literal["start"] = "start"
     schema_version: int = SCHEMA
@@ -46,6 +47,7 @@ class StartRecord(_Record):
     pid: int
     device: str
     device_name: str
+    device_uuid: str | None = None
     wall_seconds: float
     monotonic_seconds: float
     threads: int
@@ -190,6 +192,59 @@ class EndRecord(_Record):
     parameters_digest: str | None = None
 
 
+class WatchedCard(_Record):
+    """A card of the run, or a `mig` instance of one, and the ranks that have it. `uuid` is as ranks gave it, `name` as
+    NVML does; null where it was not given."""
+
+    ranks: list[int]
+    uuid: str | None
+    name: str | None
+    mig: bool
+
+
+class TelemetryStartRecord(_Record):
+    """Opens a host's telemetry: its cards in the order by which the other lines number them."""
+
+    kind: Literal["telemetry_start"] = "telemetry_start"
+    schema_version: int = SCHEMA
+    host: str
+    boot_id: str
+    cards: list[WatchedCard]
+
+
+class TelemetryRecord(_Record):
+    """One reading of `card` at `at_ns` of the host's monotonic clock; null is what was not asked for or not given.
+
+    Percentages are shares of NVML's own last sample period, up to a second; energy counts from the driver's start;
+    `clock_events` are the reasons why the clocks are not at their highest.
+    """
+
+    kind: Literal["telemetry"] = "telemetry"
+    card: int
+    at_ns: int
+    gpu_percent: float | None = None
+    memory_percent: float | None = None
+    memory_used_bytes: int | None = None
+    power_watts: float | None = None
+    energy_joules: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_celsius: int | None = None
+    clock_events: list[str] | None = None
+    pcie_rx_bytes_per_second: int | None = None
+    pcie_tx_bytes_per_second: int | None = None
+
+
+class TelemetryLackRecord(_Record):
+    """From `at_ns` on, and maybe for this once, `card` does not give `field` (null: anything), and why."""
+
+    kind: Literal["telemetry_lack"] = "telemetry_lack"
+    card: int
+    at_ns: int
+    field: str | None
+    why: str
+
+
 Record = (
     StartRecord
     | ClockRecord
@@ -201,5 +256,8 @@ Record = (
     | BlockRecord
     | BadSampleRecord
     | EndRecord
+    | TelemetryStartRecord
+    | TelemetryRecord
+    | TelemetryLackRecord
 )
 any_record: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])

@@ -6,6 +6,7 @@ status.json         {"state", "exit_code", "culprit", "cause", "hint"}
 ranks/r000.jsonl    one record per step per rank, append-only
 errors/r000.json    what ended a rank, when something did
 logs/r000.log       what a rank printed
+telemetry/h000.jsonl  on CUDA, readings of a host's cards, append-only
 traces/             a profiler's trace of each rank, r000.pt.trace.json.gz, and one of all, merged
 checkpoints/        sharded checkpoints, one folder a save, and a link `latest`
 summary.json        written by analysis
@@ -30,7 +31,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from .records import SCHEMA, Record, StartRecord, StepRecord, any_record
+from .records import SCHEMA, Record, StartRecord, StepRecord, TelemetryStartRecord, any_record
 from .storage import Sleep, point, replace_file, retried, sync_folder, writing
 
 # Nothing that is read again line by line is longer: what a record holds beyond it is cut.
@@ -108,6 +109,9 @@ class RunFolder:
     def error_file(self, rank: int) -> Path:
         return self.path / "errors" / f"r{rank:03d}.json"
 
+    def telemetry_file(self, host: int) -> Path:
+        return self.path / "telemetry" / f"h{host:03d}.jsonl"
+
     def write(self, name: str, value: Any) -> None:
         """Replace file `name` by `value` as JSON: a reader sees the old file or the new one, whole.
 
@@ -138,24 +142,31 @@ class RunFolder:
 
         A rank without a file has none. Raises SchemaError for the file of a newer scalelab.
         """
-        path = self.rank_file(rank)
+        return _records_in(self.rank_file(rank))
+
+    def telemetry(self) -> list[tuple[list[Record], int]]:
+        """The same of each host whose cards were watched."""
+        return [_records_in(path) for path in sorted((self.path / "telemetry").glob("h*.jsonl"))]
+
+
+def _records_in(path: Path) -> tuple[list[Record], int]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return [], 0
+    records: list[Record] = []
+    unreadable = 0
+    for line in lines:
         try:
-            lines = path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return [], 0
-        records: list[Record] = []
-        unreadable = 0
-        for line in lines:
-            try:
-                record = any_record.validate_json(line)
-            except ValidationError:
-                _refuse_newer_start(path, line)
-                unreadable += 1
-                continue
-            if isinstance(record, StartRecord):
-                _refuse_newer(path, record.model_dump(), "schema_version")
-            records.append(record)
-        return records, unreadable
+            record = any_record.validate_json(line)
+        except ValidationError:
+            _refuse_newer_start(path, line)
+            unreadable += 1
+            continue
+        if isinstance(record, StartRecord | TelemetryStartRecord):
+            _refuse_newer(path, record.model_dump(), "schema_version")
+        records.append(record)
+    return records, unreadable
 
 
 def _refuse_newer_start(path: Path, line: bytes) -> None:

@@ -139,6 +139,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
+    lines += _cards(summary["utilization"])
     if summary["steps"]["skipped"]:
         lines.append(
             f"{summary['steps']['skipped']} updates skipped: a gradient overflowed and the loss scale was halved"
@@ -156,6 +157,24 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         failed = f", {event['failed']} of them FAILED" if event["failed"] else ""
         lines.append(f"{event['kind']}: {event['count']} x{failed}, {event['seconds']:.3g} s in all, outside the steps")
     return [Text(line) for line in lines]
+
+
+def _cards(utilization: Mapping[str, Any]) -> list[str]:
+    """What the cards did over the measured steps, as far as they say it; nothing where there are none."""
+    parts = []
+    if (busy := utilization["gpu_percent"]) is not None:
+        parts.append(f"a kernel ran {busy:.0f}% of the time")
+    if (power := utilization["power_watts"]) is not None:
+        parts.append(f"{power:.0f} W a card")
+    if (joules := utilization["joules_per_sample"]) is not None:
+        how = utilization["energy_source"]["method"].replace("_", " ")
+        parts.append(f"{joules:.3g} J a sample by {how}")
+    if (clock := utilization["sm_clock_mhz"]) is not None:
+        parts.append(f"SM clock {clock:.0f} MHz")
+    if (held := utilization["throttled_share"]) is not None and held["any"] > 0:
+        names = ", ".join(f"{name} {share:.0%}" for name, share in held.items() if name != "any")
+        parts.append(f"clocks held down in {held['any']:.0%} of the readings ({names})")
+    return [f"GPU: {', '.join(parts)}"] if parts else []
 
 
 def _unknown_phases(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

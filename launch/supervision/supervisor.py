@@ -27,6 +27,7 @@ from .oom_killer import OomCounters
 from .pulse import FINAL, prepare
 from .report import Report
 from .sighting import Sighting, see
+from .telemetry import watched_cards
 from .verdict import conclude
 from .watchdog import Watchdog
 
@@ -105,11 +106,12 @@ def _run(
     with Interrupts() as interrupts:
         crew = _Crew(folder, plan, display, hosts)
         launcher = start(folder, plan)
-        try:
-            report = crew.watch(launcher, interrupts)
-        finally:
-            end_all(folder, launcher, crew.ranks)
-            clear_away(folder, [seen.rank for seen in crew.ranks])
+        with watched_cards(folder, plan):
+            try:
+                report = crew.watch(launcher, interrupts)
+            finally:
+                end_all(folder, launcher, crew.ranks)
+                clear_away(folder, [seen.rank for seen in crew.ranks])
         return hosts.settle(replace(report, launcher_code=launcher.poll()))
 
 

@@ -24,7 +24,7 @@ PIECE_BYTES = 1 << 20
 MAX_BYTES = 64 << 20
 # A write that takes longer means that the other end is gone.
 STALL_SECONDS = 30
-SENT = re.compile(r"(ranks|errors|logs|traces)/[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
+SENT = re.compile(r"(ranks|errors|logs|traces|telemetry)/[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _FILE, _MESSAGE = b"F", b"M"
 _LENGTH = struct.Struct(">I")
 

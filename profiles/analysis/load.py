@@ -27,6 +27,9 @@ from ..records import (
     Record,
     StartRecord,
     StepRecord,
+    TelemetryLackRecord,
+    TelemetryRecord,
+    TelemetryStartRecord,
     WindowRecord,
 )
 from ..runfolder import RunFolder
@@ -60,6 +63,16 @@ class RankRecords:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostTelemetry:
+    """What a host's cards said, and what they did not. Cards are numbered as in `start`."""
+
+    start: TelemetryStartRecord | None
+    readings: tuple[TelemetryRecord, ...]
+    lacks: tuple[TelemetryLackRecord, ...]
+    unreadable: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run left: its config and environment, how it ended, and every rank's records."""
 
@@ -67,6 +80,7 @@ class Run:
     run_json: dict[str, Any]
     status: dict[str, Any]
     ranks: tuple[RankRecords, ...]
+    telemetry: tuple[HostTelemetry, ...] = ()
 
     @functools.cached_property
     def complete_steps(self) -> list[int]:
@@ -120,11 +134,13 @@ def load_run(folder: RunFolder) -> Run:
         raise ValueError(f"{folder.path}: holds no run.json, so it is no run folder")
     with _uncollected():
         ranks = tuple(_rank_records(folder, rank) for rank in folder.ranks())
+        telemetry = tuple(_host_telemetry(*found) for found in folder.telemetry())
     return Run(
         run_id=folder.run_id,
         run_json=run_json,
         status=folder.read("status.json") or {"state": "unknown", "exit_code": None},
         ranks=ranks,
+        telemetry=telemetry,
     )
 
 
@@ -161,6 +177,15 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         comm_plans={record.plan: record.collectives for record in records if isinstance(record, CommPlanRecord)},
         end=_first(records, EndRecord),
         profiler_failed=_profiler_failed(records),
+        unreadable=unreadable,
+    )
+
+
+def _host_telemetry(records: list[Record], unreadable: int) -> HostTelemetry:
+    return HostTelemetry(
+        start=_first(records, TelemetryStartRecord),
+        readings=tuple(record for record in records if isinstance(record, TelemetryRecord)),
+        lacks=tuple(record for record in records if isinstance(record, TelemetryLackRecord)),
         unreadable=unreadable,
     )
 

@@ -20,6 +20,7 @@ from .memory import memory
 from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
+from .telemetry import telemetry
 from .traces import merge_traces, read_traces, trace_files, traces
 from .training import grad_norm, loss, quality
 
@@ -116,7 +117,10 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "per_rank": per_rank(run, known, null),
         "comm": comm(run, known, null),
         "memory": memory(run, null),
-        "utilization": nulls("utilization", UTILIZATION, "not recorded in this run", null),
+        "utilization": {
+            **nulls("utilization", UTILIZATION, "not recorded in this run", null),
+            **telemetry(run, null),
+        },
         "cost": cost(seconds, samples, config, facts, null),
         "quality": quality(run, null),
         "loss": loss(run),
@@ -126,7 +130,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "trace": traces(rows, merged, null, _why_no_trace(run)),
         "calibration": _calibration(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
-        "unreadable_lines": sum(rank.unreadable for rank in run.ranks),
+        "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)),
     }
     if summary["loss"] is None:
         null("loss", "no step was recorded" + (" (--probe off)" if config["probe"] == "off" else ""))
@@ -151,7 +155,7 @@ def _calibration(run: Run, null: Null) -> dict[str, str] | None:
     return {"name": found.name, "made_utc": found.made_utc}
 
 
-UTILIZATION = ("gpu_percent", "mfu", "hfu", "useful_fraction", "joules_per_sample", "p99_h2d_seconds")
+UTILIZATION = ("mfu", "hfu", "useful_fraction")
 
 
 def _model(facts: Mapping[str, Any], null: Null) -> dict[str, Any]:
