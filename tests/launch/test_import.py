@@ -1,0 +1,139 @@
+"""`scalelab import`: a run folder from traces that others recorded; unknown is null with its reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scalelab.launch.cli import run_command
+from scalelab.profiles.analysis.traces import trace_files
+
+from tests.support.traces import event, kernel, launched, recorded, step, write_trace
+
+
+def imported(capsys: pytest.CaptureFixture[str], tmp_path: Path, *argv: object) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the JSON on stdout, and stderr."""
+    code = run_command(["import", *map(str, argv), f"--out={tmp_path / 'runs'}", "--json"])
+    said = capsys.readouterr()
+    return int(code), json.loads(said.out) if said.out.strip() else {}, said.err
+
+
+def job(rank: int, world: int = 2, ms: float = 10.0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Three steps of `ms`, each with 4 ms of computing and 2 of exposed communication on the device."""
+    events = []
+    for number in range(3):
+        at = number * ms * 1000
+        events += [step(number, at, at + ms * 1000)]
+        events += launched("gemm", (at, at + 10), (at + 100, at + 4100), 2 * number + 1)
+        events += launched("ncclDevKernel_AllReduce", (at + 20, at + 30), (at + 4100, at + 6100), 2 * number + 2)
+    properties = [{"id": 0, "name": "Card 9000"}]
+    return events, {"distributedInfo": {"rank": rank, "world_size": world}, "deviceProperties": properties}
+
+
+def holes(value: Any, path: str = "") -> list[str]:
+    """Dotted paths of every null that stands alone in a nest of objects."""
+    if isinstance(value, dict):
+        return [hole for name, each in value.items() for hole in holes(each, f"{path}.{name}" if path else name)]
+    return [path] if value is None else []
+
+
+def test_what_traces_tell_is_in_the_summary_and_all_else_is_null_with_a_reason(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for rank in (1, 0):
+        write_trace(tmp_path / f"trace_{rank}.json.gz", *job(rank))
+    code, summary, _ = imported(capsys, tmp_path, tmp_path / "trace_1.json.gz", tmp_path / "trace_0.json.gz")
+    assert code == 0
+    assert (summary["source"], summary["device"], summary["world_size"]) == ("imported", "cuda", 2)
+    assert summary["device_name"] == "Card 9000"
+    assert summary["steps"]["profiled"] == 3
+    assert summary["step_seconds"]["mean"] == pytest.approx(0.01)
+    assert summary["comm"]["exposed_seconds"] == pytest.approx(0.002)
+    assert summary["phases"]["comm_exposed"] == {
+        "mean": pytest.approx(0.002),
+        "median": None,
+        "share": pytest.approx(0.2),
+    }
+    assert [row["rank"] for row in summary["trace"]["per_rank"]] == [0, 1]
+    assert summary["trace"]["merged"]["left_out_events"] == 0
+    for name in ("throughput.samples_per_second", "loss", "memory.peak_bytes", "strategy", "comm.straggler"):
+        assert summary["reasons"][name]
+    alone = [path for path in holes(summary) if not path.startswith(("trace.", "reasons"))]
+    told = summary["reasons"]
+    assert [path for path in alone if not any(path == each or path.startswith(each + ".") for each in told)] == []
+    assert not [path for path in told if path in summary and summary[path] is not None]
+
+
+def test_a_summary_can_be_rebuilt_from_the_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_trace(tmp_path / "r7.json", *job(7, world=8))
+    _, summary, _ = imported(capsys, tmp_path, tmp_path / "r7.json")
+    folder = Path(summary["run_folder"])
+    assert list(trace_files(folder)) == [7]
+    (tmp_path / "r7.json").unlink()
+    before = (folder / "summary.json").read_bytes()
+    assert run_command(["report", str(folder), "--json"]) == 0
+    assert (folder / "summary.json").read_bytes() == before
+    capsys.readouterr()
+    assert run_command(["report", str(folder)]) == 0
+    assert "communication, exposed" in capsys.readouterr().out
+
+
+def test_a_damaged_trace_beside_a_good_one_is_named_and_passed_over(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_trace(tmp_path / "rank0.json", *job(0))
+    (tmp_path / "rank1.json").write_text("{}")
+    code, summary, _ = imported(capsys, tmp_path, tmp_path / "rank0.json", tmp_path / "rank1.json")
+    assert code == 0
+    assert "not a trace that can be used" in summary["trace"]["per_rank"][1]["unusable"]
+    assert summary["comm"]["exposed_seconds"] == pytest.approx(0.002)
+
+
+def test_what_cannot_be_imported_is_refused_with_the_way_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And no folder is made."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.json").write_text("hello")
+    for name, rank, world in (("a", 0, 2), ("b", 0, 2), ("c", 1, 4)):
+        write_trace(tmp_path / f"{name}.json", *job(rank, world))
+    cases = [
+        ([], "none was given"),
+        ([tmp_path / "gone.json"], "no such file"),
+        ([tmp_path / "empty"], "holds no .json"),
+        ([tmp_path / "text.json"], "not a trace that can be used"),
+        ([tmp_path / "a.json", tmp_path / "b.json"], "all are of rank 0"),
+        ([tmp_path / "a.json", tmp_path / "c.json"], "of different jobs: of 2, 4 ranks"),
+    ]
+    for argv, expected in cases:
+        code, failure, errors = imported(capsys, tmp_path, *argv)
+        assert code == 2, argv
+        assert expected in errors.replace("\n", " ")
+        assert failure["error"]["hint"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trace_without_steps_or_communication_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_trace(tmp_path / "t.json", [kernel("gemm", 0, 5), event("aten::mm", 0, 1)])
+    _, summary, _ = imported(capsys, tmp_path, tmp_path / "t.json")
+    assert summary["step_seconds"]["mean"] is None
+    assert summary["comm"]["exposed_seconds"] is None
+    assert "mark no step" in summary["reasons"]["comm.exposed_seconds"]
+    assert summary["trace"]["device_mean"]["compute_seconds"] == pytest.approx(5e-6)
+
+
+@pytest.mark.parametrize("name", ["a100x2_nccl_rank0", "world128_sampled_rank0", "resnet50_workers0_worker0"])
+def test_recorded_traces_become_run_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    shutil.copy(recorded(name), tmp_path)
+    code, summary, errors = imported(capsys, tmp_path, tmp_path / recorded(name).name)
+    assert code == 0, errors
+    device = summary["trace"]["device_mean"]
+    parts = ("compute_seconds", "exposed_communication_seconds", "exposed_copies_seconds", "idle_seconds")
+    assert sum(device[part] for part in parts) == pytest.approx(device["span_seconds"])
+    assert summary["steps"]["profiled"] >= 2
+    (row,) = summary["trace"]["per_rank"]
+    assert row["kernels"]
+    assert not row["damage"]
