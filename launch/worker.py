@@ -39,6 +39,7 @@ from .errors import Exit, NumericError
 from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
 from .loop import train
+from .memory_step import follow_memory
 from .out_of_memory import Training
 from .ranks import Rank, control_group, join_ranks, largest_over, store_of_hosts
 from .schedule import schedule
@@ -139,9 +140,12 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             if isinstance(error, NumericError):
                 raise _located(error, job) from None
             raise
+        together, step_seconds = True, pulse.median_seconds()
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
             saver.before_leaving(probe, pulse.step or 0)
-        elif config.counterfactual and not stopping.agreed:
+        elif isinstance(probe, Probe) and config.memory_step == "on" and not stopping.agreed:
+            together = follow_memory(job, batches, moved, probe, write, first=_next(pulse))
+        if config.counterfactual and together and not stopping.agreed:
             assert isinstance(probe, Probe)
             tail = Tail(
                 job=job,
@@ -155,14 +159,16 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 stop=stopping.after_step,
                 at=pulse.at,
             )
-            tail.run(pulse.step + 1 if pulse.step is not None else 0, pulse.median_seconds())
+            tail.run(_next(pulse), step_seconds)
         probe.close()
-        _compare_clocks(rank, boot_ids, control, write)
+        if together:
+            _compare_clocks(rank, boot_ids, control, write)
         # For those whose parameters are compared with another run's; it reads every one of them.
-        compared = config.counterfactual or config.deterministic
+        compared = together and (config.counterfactual or config.deterministic)
         write(peaks(device, digest(job.run.parameters()) if compared else None))
     # Nobody leaves while a peer may still have something to receive from it.
-    distributed.barrier()
+    if together:
+        distributed.barrier()
     if saver.failed is not None and rank.rank == 0:
         with contextlib.suppress(OutputError):
             folder.write("errors/incomplete.json", {"cause": str(saver.failed), "hint": saver.failed.hint})
@@ -171,6 +177,11 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     if stopping.agreed:
         return "stopped", stopping.agreed
     return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
+
+
+def _next(pulse: Pulse) -> int:
+    """The step after the one that the rank is in."""
+    return 0 if pulse.step is None else pulse.step + 1
 
 
 def _gathered(text: str) -> list[str]:

@@ -107,6 +107,8 @@ class LiveLine:
         done = message["step"] + 1
         if message["role"] == "counterfactual":
             return f"counterfactual tail, after {self._total} steps: step {done - self._total}"
+        if message["role"] == "memory":
+            return f"following memory, after {self._total} steps"
         role = "warm-up " if message["role"] == "warmup" else ""
         left = (self._total - done) * self._mean_seconds
         return (
