@@ -168,8 +168,8 @@ class MemoryPeak(_Record):
 
 
 class MemoryTimeline(_Record):
-    """Bytes of each kind at `seconds` from a step's begin, in `phase`. Of a long step only some instants are kept, those
-    at which a kind or all together were highest or lowest in their part of the step."""
+    """Bytes of each kind at `seconds` from a step's begin, in `phase`. Of a long step some instants are kept: those at
+    which a kind or all together were highest, or all together lowest, in their part of the step."""
 
     seconds: list[float]
     phase: list[str | None]
@@ -190,8 +190,11 @@ class AllocatorRecord(_Record):
 
 
 class MemoryStepRecord(_Record):
-    """Memory over `step`, whose storages were followed, and `left_bytes` after it and each followed step before it: what
-    lived on of all that those steps made; `left_by` is the module that made most of what `step` left. `failed` says why there is no more than that."""
+    """Memory over `step`, whose storages were followed. `failed` says why it could not be told.
+
+    `left_bytes` after it and each followed step before it: what lived on of all that those steps made. `left_by` is the
+    module that made most of what `step` left.
+    """
 
     kind: Literal["memory_step"] = "memory_step"
     step: int

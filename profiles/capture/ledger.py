@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ def _extremes(held: np.ndarray, total: np.ndarray) -> list[int]:
     parts = (MOST_POINTS - 2) // (kinds + 2)
     edges = np.linspace(0, count, parts + 1).astype(int)
     points = {0, count - 1}
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
-        points |= {int(begin + index) for index in held[begin:end].argmax(axis=0)}
-        points |= {int(begin + total[begin:end].argmax()), int(begin + total[begin:end].argmin())}
+    for begin, end in itertools.pairwise(edges.tolist()):
+        points |= {begin + int(index) for index in held[begin:end].argmax(axis=0)}
+        points |= {begin + int(total[begin:end].argmax()), begin + int(total[begin:end].argmin())}
     return sorted(points)

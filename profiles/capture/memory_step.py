@@ -1,5 +1,5 @@
-"""A probe for steps whose memory is followed: model state, batch and gradients are told to the log of storages, and what
-it has seen becomes a record. docs/memory.md says what each kind is."""
+"""A probe for steps whose memory is followed: the log of storages is told of model state and batch, and what it has
+seen becomes a record. docs/memory.md says what each kind is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from ..records import MEMORY_KINDS, MemoryStepRecord
 from .allocator import Allocator
@@ -144,4 +145,4 @@ class MemoryProbe:
 
 
 def _tensors(nest: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(nest) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, torch.Tensor)]

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import (
 COLLECTIVES = frozenset({"c10d", "_c10d_functional"})
 # Phases in which memory comes from elsewhere: a loader's process or thread.
 FEEDING = frozenset({"data", "h2d"})
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
 _is_wrapper_type = functools.cache(is_traceable_wrapper_subclass_type)
 
 
@@ -57,7 +57,8 @@ class StorageLog(TorchDispatchMode):
     """Follows the storages on devices of one type, step by step: `with log.step(): ...`.
 
     `names` has the path of each module. `kept` are operations whose results a checkpoint keeps by itself, out of sight
-    of autograd's hooks; `buckets()`, asked at each collective, is where gradients are collected for it. A fault of the log's own never reaches the step: `failed` then says what it was.
+    of autograd's hooks; `buckets()`, asked at each collective, is where gradients are collected for it. A fault of the
+    log's own never reaches the step: `failed` then says what it was.
     """
 
     def __init__(
