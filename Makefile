@@ -11,7 +11,7 @@ override PY := $(VENV)/bin/python
 override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format faults truth bench test-gpu clean
+.PHONY: help install run test check format faults truth bench test-gpu tensorboard clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
@@ -55,6 +55,9 @@ bench: install ## measure the strategies against DDP, our loop and loader agains
 
 test-gpu: install ## the tests that need CUDA
 	@$(PY) -m pytest -m gpu
+
+tensorboard: install ## look at the traces of a run in TensorBoard: RUN=runs/latest PORT=6006
+	@$(PY) -m scalelab.launch.make_front tensorboard
 
 clean: ## remove the environment and build files; runs and cached data stay
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from typing import Any
 from ..profiles.capture.block import BlockTimer
 from ..profiles.capture.memory_step import MemoryProbe
 from ..profiles.capture.probe import Probe
+from ..profiles.capture.ranges import RangedProbe
 from ..profiles.capture.window import WindowProbe
 from ..profiles.records import EventKind
 from .schedule import Step
@@ -21,7 +22,7 @@ def train(
     run: Sharded,
     batches: Iterator[Any],
     steps: Iterable[Step],
-    probe: Probe | WindowProbe | BlockTimer | MemoryProbe,
+    probe: Probe | RangedProbe | MemoryProbe | WindowProbe | BlockTimer,
     to_device: Callable[[Any], Any],
     events: Iterable[Event] = (),
     stop: Callable[[], bool] = lambda: False,

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .cli import run_command
 from .config import RunConfig
@@ -18,8 +19,10 @@ from .text import plain
 from .validation import unknown
 
 # Option names by target. Values become `--name=value`; MODEL_OPTION="a=1 b=2" becomes two.
-TARGETS = {"run": (*RunConfig.model_fields, "dry_run", "json")}
+TARGETS = {"run": (*RunConfig.model_fields, "profile", "dry_run", "json"), "tensorboard": ("run", "port")}
 FLAGS = ("dry_run", "json")
+# Short names of make's for options of long ones.
+SHORT = {"profile": "profile_steps"}
 REPEATED = "model_option"
 
 
@@ -32,15 +35,27 @@ def main(argv: Sequence[str]) -> int:
     if problems:
         print("\n".join(f"error: {plain(problem)}" for problem in problems), file=sys.stderr)
         return Exit.USAGE
+    if target == "tensorboard":
+        return _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))
     code = run_command([target, *(option for name, value in variables.items() for option in options(name, value))])
     if code:
         print(f"exit code {int(code)} ({code.meaning}); make itself always ends with 2", file=sys.stderr)
     return code
 
 
+def _tensorboard(run: str, port: str) -> int:
+    """Serve a run's traces until Ctrl-C."""
+    traces = Path(run) / "traces"
+    if not any(traces.glob("*.pt.trace.json*")):
+        print(f"error: {plain(str(traces))}: holds no trace; make run PROFILE=3 records some", file=sys.stderr)
+        return Exit.USAGE
+    arguments = [sys.executable, "-m", "tensorboard.main", f"--logdir={traces}", f"--port={port}"]
+    os.execv(sys.executable, arguments)
+
+
 def options(name: str, value: str) -> list[str]:
     """The command-line options for one of make's variables."""
-    field = name.lower()
+    field = SHORT.get(name.lower(), name.lower())
     option = "--" + field.replace("_", "-")
     if field in FLAGS:
         return [option] if value not in ("", "0", "false") else []

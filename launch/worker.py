@@ -25,12 +25,14 @@ from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
 from ..profiles.capture.garbage import garbage_watch
 from ..profiles.capture.memory import digest, peaks
 from ..profiles.capture.probe import Probe
+from ..profiles.capture.ranges import RangedProbe, nvtx_range, under_nsight
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.capture.window import WindowProbe
 from ..profiles.records import Record
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
 from . import recompute, strategies
+from .afterwards import afterwards
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig, is_user_model
@@ -39,7 +41,6 @@ from .errors import Exit, NumericError
 from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
 from .loop import train
-from .memory_step import follow_memory
 from .out_of_memory import Training
 from .ranks import Rank, control_group, join_ranks, largest_over, store_of_hosts
 from .schedule import schedule
@@ -49,7 +50,6 @@ from .stopping import Stopping
 from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
 from .supervision.pulse import Pulse, stack_file
-from .tail import Tail
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
@@ -130,36 +130,35 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             at_hand.batch = to_device(batch, device)
             return at_hand.batch
 
+        stepping = probe
+        if isinstance(probe, Probe) and device.type == "cuda" and under_nsight():
+            stepping = RangedProbe(probe, nvtx_range)
         # What is there now stays: the collector need not look through it again, which takes it up to half a second.
         gc.collect()
         gc.freeze()
         try:
-            train(job.run, batches, steps, probe, moved, events, stopping.after_step)
+            train(job.run, batches, steps, stepping, moved, events, stopping.after_step)
         except BaseException as error:
             probe.keep()
             if isinstance(error, NumericError):
                 raise _located(error, job) from None
             raise
-        together, step_seconds = True, pulse.median_seconds()
+        together = True
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
             saver.before_leaving(probe, pulse.step or 0)
-        elif isinstance(probe, Probe) and config.memory_step == "on" and not stopping.agreed:
-            together = follow_memory(job, batches, moved, probe, write, first=_next(pulse))
-        if config.counterfactual and together and not stopping.agreed:
-            assert isinstance(probe, Probe)
-            tail = Tail(
-                job=job,
-                batches=batches,
-                to_device=moved,
-                probe=probe,
+        elif not stopping.agreed and isinstance(probe, Probe):
+            together = afterwards(
+                job,
+                batches,
+                moved,
+                probe,
+                pulse,
                 timeline=timeline,
                 write=write,
                 comm=comm,
                 combine=combine,
                 stop=stopping.after_step,
-                at=pulse.at,
             )
-            tail.run(_next(pulse), step_seconds)
         probe.close()
         if together:
             _compare_clocks(rank, boot_ids, control, write)
@@ -177,11 +176,6 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     if stopping.agreed:
         return "stopped", stopping.agreed
     return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
-
-
-def _next(pulse: Pulse) -> int:
-    """The step after the one that the rank is in."""
-    return 0 if pulse.step is None else pulse.step + 1
 
 
 def _gathered(text: str) -> list[str]:

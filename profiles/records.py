@@ -20,13 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 SCHEMA = 1
 PHASES = ("data", "h2d", "forward", "backward", "optimizer")
-Role = Literal["warmup", "measured", "memory", "counterfactual", "bare"]
+Role = Literal["warmup", "measured", "profiled", "settle", "memory", "counterfactual", "bare"]
 TRAINING: tuple[Role, ...] = ("warmup", "measured")
 """The roles of steps that train; the others come after them and change no parameter."""
 Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare", "passed_twice", "timed"]
 """What a block of the tail is without. `passed_twice` is bare, but that each collective goes twice through the one call
 of Python that is left in a bare step; `timed` is without nothing, and the probe's calls are timed."""
-EventKind = Literal["checkpoint", "evaluation", "flush"]
+EventKind = Literal["checkpoint", "evaluation", "flush", "profiler"]
 MEMORY_KINDS = (
     "parameters",
     "gradients",

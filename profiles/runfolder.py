@@ -6,6 +6,7 @@ status.json         {"state", "exit_code", "culprit", "cause", "hint"}
 ranks/r000.jsonl    one record per step per rank, append-only
 errors/r000.json    what ended a rank, when something did
 logs/r000.log       what a rank printed
+traces/             a profiler's trace of each rank, r000.pt.trace.json.gz, and one of all, merged
 checkpoints/        sharded checkpoints, one folder a save, and a link `latest`
 summary.json        written by analysis
 """
@@ -100,6 +101,9 @@ class RunFolder:
 
     def log_file(self, rank: int) -> Path:
         return self.path / "logs" / f"r{rank:03d}.log"
+
+    def trace_file(self, rank: int) -> Path:
+        return self.path / "traces" / f"r{rank:03d}.pt.trace.json.gz"
 
     def error_file(self, rank: int) -> Path:
         return self.path / "errors" / f"r{rank:03d}.json"

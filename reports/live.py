@@ -9,12 +9,21 @@ from typing import Any, TextIO
 from rich.live import Live
 from rich.text import Text
 
+from ..profiles.records import TRAINING
 from .console import Console
 
 # Between two lines where nothing can be redrawn.
 PLAIN_SECONDS = 5.0
 # Weight of the newest step in the running mean.
 SMOOTHING = 0.2
+# Steps after those that train, by role.
+AFTERWARDS = {
+    "profiled": "under the profiler",
+    "settle": "settling",
+    "memory": "following memory",
+    "counterfactual": "counterfactual tail",
+    "bare": "counterfactual tail",
+}
 
 
 class LiveLine:
@@ -105,10 +114,9 @@ class LiveLine:
     def _progress(self, message: dict[str, Any]) -> str:
         assert self._mean_seconds is not None
         done = message["step"] + 1
-        if message["role"] == "counterfactual":
-            return f"counterfactual tail, after {self._total} steps: step {done - self._total}"
-        if message["role"] == "memory":
-            return f"following memory, after {self._total} steps"
+        if message["role"] not in TRAINING:
+            what = AFTERWARDS.get(message["role"], message["role"])
+            return f"{what}, after {self._total} steps: step {done - self._total}"
         role = "warm-up " if message["role"] == "warmup" else ""
         left = (self._total - done) * self._mean_seconds
         return (

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .trace import trace_table
+
 CAUSES = {
     "free_wire": "communication (a free wire)",
     "cached_batch": "input (one cached batch)",
@@ -28,6 +30,7 @@ def run_table(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Rend
         _phases(summary),
         *_communication(summary),
         *_tail(summary),
+        *([trace_table(summary)] if summary["trace"] is not None else []),
         *memory,
         *_rest(summary),
     )

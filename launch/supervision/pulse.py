@@ -42,7 +42,7 @@ FILE_BYTES = LAST_WORDS + LAST_WORDS_BYTES
 FINAL = ("finished", "stopped", "failed")
 # Steps of which the 99th percentile is taken; events between steps do not count.
 RECENT_STEPS = 100
-EVENTS = ("checkpoint", "evaluation")
+EVENTS = ("checkpoint", "evaluation", "profiler")
 
 
 def pulse_file(folder: Path, rank: int) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..records import ClockRecord
-from .load import Run
+from .load import RankRecords, Run
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,26 @@ def _offsets(first: ClockRecord, last: ClockRecord, at_ns: np.ndarray) -> np.nda
     """The offset at each moment, on the line through two readings."""
     drift = (last.offset_ns - first.offset_ns) / (last.at_ns - first.at_ns)
     return first.offset_ns + np.rint(drift * (at_ns - first.at_ns)).astype(np.int64)
+
+
+def wall_clocks_ahead_ns(run: Run) -> dict[int, int] | str:
+    """By how much each rank's wall clock, by which a profiler's trace counts, is ahead of rank 0's; or why that is not
+    known. A wall clock is tied to the monotonic one by the rank's first record, monotonic ones as in `clocks`."""
+    starts = [rank.start for rank in run.ranks]
+    first = starts[0] if starts else None
+    found = {}
+    for rank, start in zip(run.ranks, starts, strict=True):
+        if start is None or first is None:
+            return "a rank's first record, which names its clock, is missing"
+        found[rank.rank] = 0
+        if start.boot_id != first.boot_id:
+            known = next((each.clocks for each in run.ranks if each.clocks and _boot(each) == start.boot_id), ())
+            if not known:
+                return "the ranks' hosts have clocks of their own, which were not compared"
+            walls = [each.wall_seconds - each.monotonic_seconds for each in (start, first)]
+            found[rank.rank] = round((walls[0] - walls[1]) * 1e9) - known[-1].offset_ns
+    return found
+
+
+def _boot(rank: RankRecords) -> str | None:
+    return rank.start.boot_id if rank.start else None

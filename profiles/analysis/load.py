@@ -52,6 +52,7 @@ class RankRecords:
     clocks: tuple[ClockRecord, ...] = ()
     comm_plans: dict[int, list[CollectiveShape]] = field(default_factory=dict)
     end: EndRecord | None
+    profiler_failed: str | None = None
     unreadable: int
 
     @functools.cached_property
@@ -151,15 +152,26 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         steps=steps,
         blocks=tuple(record for record in records if isinstance(record, BlockRecord)),
         clocks=tuple(record for record in records if isinstance(record, ClockRecord)),
-        events=tuple(r for r in records if isinstance(r, EventRecord) and (last is None or r.step <= last)),
+        events=tuple(
+            r
+            for r in records
+            if isinstance(r, EventRecord) and (last is None or r.step <= last or r.event == "profiler")
+        ),
         memory=_first(records, MemoryRecord),
         memory_step=_first(records, MemoryStepRecord),
         window=_first(records, WindowRecord),
         bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),
         comm_plans={record.plan: record.collectives for record in records if isinstance(record, CommPlanRecord)},
         end=_first(records, EndRecord),
+        profiler_failed=_profiler_failed(records),
         unreadable=unreadable,
     )
+
+
+def _profiler_failed(records: Iterable[Record]) -> str | None:
+    """Why the profiler window left no trace."""
+    windows = (record for record in records if isinstance(record, EventRecord) and record.event == "profiler")
+    return next((str(window.values["failed"]) for window in windows if "failed" in window.values), None)
 
 
 def _first(records: Iterable[Record], kind: type[Kind]) -> Kind | None:

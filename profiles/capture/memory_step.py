@@ -70,6 +70,8 @@ class MemoryProbe:
             log.attempt(log.forward_over)
         elif name == "backward":
             log.attempt(self._gradients_of_now)
+        elif name == "optimizer":
+            log.attempt(self._state_of_now)  # an update may have put its results into new storages
 
     def followed(self, batch: Any) -> Any:
         """`batch`, of which the log now knows."""

@@ -61,8 +61,11 @@ def test_no_bit_of_a_parameter_changes_and_the_kinds_close(name: str, options: d
         over_time = memory.timeline.by_kind
         assert max(map(sum, zip(*over_time.values(), strict=True))) == memory.peak.bytes
         held = law.ranks[rank]
-        assert set(over_time["parameters"]) == {held.parameters}
-        assert set(over_time["optimizer"]) == {held.optimizer}
+        assert memory.peak.by_kind["optimizer"] == held.optimizer
+        assert memory.peak.by_kind["parameters"] == held.parameters
+        phases = zip(memory.timeline.phase, over_time["parameters"], over_time["optimizer"], strict=True)
+        computing = {(stored, kept) for phase, stored, kept in phases if phase in ("forward", "backward")}
+        assert computing == {(held.parameters, held.optimizer)}
         assert max(over_time["gradients"]) >= held.gradients
         assert max(over_time["activations"]) > 0
         assert (max(over_time["communication"]) > 0) == (name != "ddp")

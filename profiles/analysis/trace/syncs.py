@@ -15,6 +15,7 @@ _SYNC_CALLS = r"(cuda|hip)(Device|Stream|Event)Synchronize|cu(Ctx|Stream|Event)S
 # What makes the host wait where there is a device; on CPU they cost nothing, and are named for when there is one.
 SYNC_OPERATORS = r"aten::(item|_local_scalar_dense|nonzero|is_nonzero|masked_select|unique\w*)$"
 _PAGEABLE = re.compile(r"Pageable")
+_MEASURING = "scalelab/profiles/capture/"
 _LINE = re.compile(r"(?P<file>[^;]*\.pyx?)\((?P<line>\d+)\): (?P<function>[^;]*)")
 # Frames that are no one's own code: torch and what stands with it, the interpreter's library.
 _LIBRARY = re.compile(
@@ -35,14 +36,15 @@ class Sync:
     blocked_ns: int | None
 
 
-def host_syncs(trace: Trace) -> list[Sync]:
-    """Every kind of wait in the trace, that which took longest first."""
+def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
+    """Every kind of wait among the events where `chosen` is true, that which took longest first."""
     calls = trace.named(Kind.RUNTIME, _SYNC_CALLS)
     pageable = _pageable_calls(trace)
     on_device = bool(len(trace.of(Kind.KERNEL, Kind.MEMCPY)))
     waits = np.union1d(calls, pageable)
     if not on_device:
         waits = trace.named(Kind.OPERATOR, SYNC_OPERATORS)
+    waits = waits[chosen[waits]]
     frames = trace.of(Kind.OPERATOR, Kind.PYTHON, Kind.RUNTIME)
     within = dict(zip(frames.tolist(), parents(trace, frames).tolist(), strict=True))
     found: dict[tuple[str, str | None, str | None], list[int]] = {}
@@ -51,18 +53,26 @@ def host_syncs(trace: Trace) -> list[Sync]:
         chain = list(_chain(within, index))
         if not on_device and any(each in all_waits for each in chain):
             continue  # aten::item calls aten::_local_scalar_dense: one wait
-        operators = [each for each in chain if trace.kind[each] == Kind.OPERATOR]
+        operators = [each for each in chain if trace.kind[each] == Kind.OPERATOR and not _is_step(trace, each)]
         name = trace.names[trace.name[index]]
         if index in of_pageable:
             name += " of pageable memory"
         operator = trace.names[trace.name[operators[-1]]] if operators else None
-        key = (name, operator, _source(trace, [index, *chain]))
+        source = _source(trace, [index, *chain])
+        if not on_device and source is not None and _MEASURING in source:
+            continue  # on a device the probe leaves its numbers there
+        key = (name, operator, source)
         found.setdefault(key, []).append(int(trace.end[index] - trace.begin[index]))
     syncs = [
         Sync(call=call, operator=operator, source=source, count=len(each), blocked_ns=sum(each) if on_device else None)
         for (call, operator, source), each in found.items()
     ]
     return sorted(syncs, key=lambda sync: (-(sync.blocked_ns or 0), -sync.count))
+
+
+def _is_step(trace: Trace, index: int) -> bool:
+    """Whether it is one of the profiler's steps, which its first versions wrote as operators."""
+    return trace.names[trace.name[index]].startswith("ProfilerStep#")
 
 
 def _pageable_calls(trace: Trace) -> np.ndarray:
