@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from scalelab.launch.memory_step import STEPS
 from scalelab.launch.ranks import Rank
 from scalelab.launch.setting import Setting
 from scalelab.launch.strategies._contract import Sharded
+from scalelab.profiles.analysis.load import load_run
+from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.capture.memory import digest
+from scalelab.profiles.capture.memory_step import MemoryProbe
 from scalelab.profiles.capture.storages import StorageLog
 from scalelab.profiles.records import MemoryStepRecord
 from torch import nn
@@ -22,6 +26,7 @@ from torch.nn import functional as F
 
 from tests.support.memory import follow
 from tests.support.ranks import run_ranks
+from tests.support.supervised import run_supervised
 from tests.support.training import MICRO_BATCH, micro, micro_batches, records_of, sharded, supported
 
 FP32 = 4
@@ -229,3 +234,44 @@ def test_a_step_that_runs_out_of_memory_is_noted() -> None:
 def test_micro_batch_is_that_of_the_tests() -> None:
     """The micro model's batches have as many samples as the setting says."""
     assert BATCH == MICRO_BATCH
+
+
+def out_of_memory_on_one(rank: int) -> None:
+    """Rank 1 runs out of memory in the first step that is followed; its peer then waits for it in a collective."""
+    if rank == 1:
+
+        def exhausted(*arguments: Any) -> None:
+            raise MemoryError("planted")
+
+        MemoryProbe.followed = exhausted
+
+
+@pytest.mark.fault(69)
+def test_a_rank_that_fails_while_memory_is_followed_ends_nothing(tmp_path: Path) -> None:
+    """What was measured before is kept, the run finishes, and both ranks say why they have no kinds."""
+    found = run_supervised(tmp_path, plant=out_of_memory_on_one, steps=4)
+    assert found.status["exit_code"] == 0, found.status
+    summary = summarise(load_run(found.folder))
+    assert summary["steps"]["measured"] == 4
+    assert summary["memory"]["peak_bytes"] is None
+    why = [record.failed for rank in (0, 1) for record in found.folder.records(rank)[0] if record.kind == "memory_step"]
+    assert "MemoryError: planted" in str(why[1])
+    assert why[0]
+    assert found.left == []
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_memory_is_followed_unless_told_otherwise(tmp_path: Path, switch: str) -> None:
+    """In a run under DDP, with what grows in it; switched off, no step is added and the reason is given."""
+    found = run_supervised(tmp_path, steps=4, memory_step=switch)
+    assert found.status["exit_code"] == 0, found.status
+    summary = summarise(load_run(found.folder))
+    memory, reasons = summary["memory"], summary["reasons"]
+    assert found.steps(0) == 5 + (STEPS if switch == "on" else 0)
+    assert (summary["steps"]["measured"], len(summary["loss"])) == (4, 5)
+    if switch == "on":
+        assert memory["peak_bytes"] == sum(memory["by_kind"].values()) > 0
+        assert memory["growth_ci95"] == [0, 0]
+    else:
+        assert memory["peak_bytes"] is None
+        assert "--memory-step off" in reasons["memory.peak_at"]
