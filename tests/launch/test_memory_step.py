@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -243,7 +244,7 @@ def out_of_memory_on_one(rank: int) -> None:
         def exhausted(*arguments: Any) -> None:
             raise MemoryError("planted")
 
-        MemoryProbe.followed = exhausted
+        mock.patch.object(MemoryProbe, "followed", exhausted).start()
 
 
 @pytest.mark.fault(69)
