@@ -122,6 +122,11 @@ class RunConfig(BaseModel):
         "save, with an interval",
         False,
     )
+    memory_step: Literal["on", "off"] = option(
+        "measuring",
+        "after the measured steps, follow every storage through four more: memory by kind and its peak",
+        "on",
+    )
     profile_steps: int = option(
         "measuring",
         "after the measured steps, run this many under torch's profiler (with source lines up to 5): a trace per rank, "
@@ -187,8 +192,8 @@ def conflicts(config: RunConfig, given: set[str]) -> list[str]:
         if not config.eval_every:
             problems.append("--target is looked at in evaluations: give --eval-every N with it")
     problems += _host_conflicts(config)
-    for name in ("record_grad_norm", "counterfactual", "profile_steps"):
-        if getattr(config, name) and config.probe == "off":
+    for name in ("record_grad_norm", "counterfactual", "profile_steps", "memory_step"):
+        if name in given and getattr(config, name) not in (False, 0, "off") and config.probe == "off":
             problems.append(f"--{name.replace('_', '-')} needs --probe on")
     if config.probe == "off" and (config.eval_every or config.save_every):
         problems.append("--probe off times the bare loop: leave out --eval-every and --save-every, which interrupt it")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..profiles.capture.block import BlockTimer
+from ..profiles.capture.memory_step import MemoryProbe
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.ranges import RangedProbe
 from ..profiles.capture.window import WindowProbe
@@ -21,7 +22,7 @@ def train(
     run: Sharded,
     batches: Iterator[Any],
     steps: Iterable[Step],
-    probe: Probe | RangedProbe | WindowProbe | BlockTimer,
+    probe: Probe | RangedProbe | MemoryProbe | WindowProbe | BlockTimer,
     to_device: Callable[[Any], Any],
     events: Iterable[Event] = (),
     stop: Callable[[], bool] = lambda: False,

@@ -57,6 +57,17 @@ def timed_by(listener: AbstractContextManager[None] | None) -> None:
     _listener = listener
 
 
+@contextlib.contextmanager
+def heard_by(listener: AbstractContextManager[None]) -> Iterator[None]:
+    """Within, `listener` is entered in the place of the one that times."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
 def _contexts(inner: Callable[[], tuple[Any, Any]] | None) -> tuple[Any, Any]:
     """What torch enters around a block's forward, and around its recomputation."""
     forward, again = inner() if inner is not None else (contextlib.nullcontext(), contextlib.nullcontext())

@@ -32,6 +32,7 @@ from ..profiles.records import Record
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
 from . import recompute, strategies
+from .afterwards import afterwards
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig, is_user_model
@@ -41,7 +42,6 @@ from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
 from .loop import train
 from .out_of_memory import Training
-from .profiling import profile_steps
 from .ranks import Rank, control_group, join_ranks, largest_over, store_of_hosts
 from .schedule import schedule
 from .setting import Setting
@@ -50,7 +50,6 @@ from .stopping import Stopping
 from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
 from .supervision.pulse import Pulse, stack_file
-from .tail import Tail
 
 
 def run_rank(folder: RunFolder, rank: Rank) -> Exit:
@@ -144,32 +143,31 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             if isinstance(error, NumericError):
                 raise _located(error, job) from None
             raise
+        together = True
         if stopping.agreed is Exit.PREEMPTED or (stopping.agreed and config.save_every):
             saver.before_leaving(probe, pulse.step or 0)
         elif not stopping.agreed and isinstance(probe, Probe):
-            if config.profile_steps:
-                profile_steps(job, batches, moved, probe, _after(pulse), config.profile_steps)
-            if config.counterfactual:
-                tail = Tail(
-                    job=job,
-                    batches=batches,
-                    to_device=moved,
-                    probe=probe,
-                    timeline=timeline,
-                    write=write,
-                    comm=comm,
-                    combine=combine,
-                    stop=stopping.after_step,
-                    at=pulse.at,
-                )
-                tail.run(_after(pulse), pulse.median_seconds())
+            together = afterwards(
+                job,
+                batches,
+                moved,
+                probe,
+                pulse,
+                timeline=timeline,
+                write=write,
+                comm=comm,
+                combine=combine,
+                stop=stopping.after_step,
+            )
         probe.close()
-        _compare_clocks(rank, boot_ids, control, write)
+        if together:
+            _compare_clocks(rank, boot_ids, control, write)
         # For those whose parameters are compared with another run's; it reads every one of them.
-        compared = config.counterfactual or config.deterministic
+        compared = together and (config.counterfactual or config.deterministic)
         write(peaks(device, digest(job.run.parameters()) if compared else None))
     # Nobody leaves while a peer may still have something to receive from it.
-    distributed.barrier()
+    if together:
+        distributed.barrier()
     if saver.failed is not None and rank.rank == 0:
         with contextlib.suppress(OutputError):
             folder.write("errors/incomplete.json", {"cause": str(saver.failed), "hint": saver.failed.hint})
@@ -178,11 +176,6 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
     if stopping.agreed:
         return "stopped", stopping.agreed
     return "finished", Exit.OK if saver.failed is None else Exit.SOME_FAILED
-
-
-def _after(pulse: Pulse) -> int:
-    """The step after the last one."""
-    return 0 if pulse.step is None else pulse.step + 1
 
 
 def _gathered(text: str) -> list[str]:

@@ -21,13 +21,24 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 SCHEMA = 1
 PHASES = ("data", "h2d", "forward", "backward", "optimizer")
-Role = Literal["warmup", "measured", "profiled", "settle", "counterfactual", "bare"]
+Role = Literal["warmup", "measured", "profiled", "settle", "memory", "counterfactual", "bare"]
 TRAINING: tuple[Role, ...] = ("warmup", "measured")
 """The roles of steps that train; the others come after them and change no parameter."""
 Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare", "passed_twice", "timed"]
 """What a block of the tail is without. `passed_twice` is bare, but that each collective goes twice through the one call
 of Python that is left in a bare step; `timed` is without nothing, and the probe's calls are timed."""
 EventKind = Literal["checkpoint", "evaluation", "flush", "profiler"]
+MEMORY_KINDS = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "communication",
+    "temporary",
+    "batch",
+    "unaccounted",
+)
+"""What bytes in a step are; docs/memory.md says how each is told."""
 
 
 class _Record(BaseModel):
@@ -147,6 +158,56 @@ class MemoryRecord(_Record):
     optimizer_bytes: int
 
 
+class MemoryPeak(_Record):
+    """The instant at which a step held most: its bytes, by kind (they sum to `bytes`), and where the step was.
+    `module` is a path in the model, null between its modules."""
+
+    bytes: int
+    by_kind: dict[str, int]
+    seconds: float
+    phase: str | None
+    module: str | None
+
+
+class MemoryTimeline(_Record):
+    """Bytes of each kind at `seconds` from a step's begin, in `phase`. Of a long step some instants are kept: those at
+    which a kind or all together were highest, or all together lowest, in their part of the step."""
+
+    seconds: list[float]
+    phase: list[str | None]
+    by_kind: dict[str, list[int]]
+
+
+class AllocatorRecord(_Record):
+    """CUDA's caching allocator over one step, and what the driver says of the whole card after it. `earlier` peaks are
+    those of the run before that step; `retries` count over the run."""
+
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int
+    earlier_allocated_peak_bytes: int
+    earlier_reserved_peak_bytes: int
+    reserved_bytes: int
+    driver_used_bytes: int
+    retries: int
+
+
+class MemoryStepRecord(_Record):
+    """Memory over `step`, whose storages were followed. `failed` says why it could not be told.
+
+    `left_bytes` after it and each followed step before it: what lived on of all that those steps made. `left_by` is the
+    module that made most of what `step` left.
+    """
+
+    kind: Literal["memory_step"] = "memory_step"
+    step: int
+    failed: str | None = None
+    peak: MemoryPeak | None = None
+    timeline: MemoryTimeline | None = None
+    left_bytes: list[int] = []
+    left_by: str | None = None
+    allocator: AllocatorRecord | None = None
+
+
 class WindowRecord(_Record):
     """The measured window as a whole: all that a run with the probe off knows."""
 
@@ -252,6 +313,7 @@ Record = (
     | StepRecord
     | EventRecord
     | MemoryRecord
+    | MemoryStepRecord
     | WindowRecord
     | BlockRecord
     | BadSampleRecord

@@ -20,6 +20,7 @@ SMOOTHING = 0.2
 AFTERWARDS = {
     "profiled": "under the profiler",
     "settle": "settling",
+    "memory": "following memory",
     "counterfactual": "counterfactual tail",
     "bare": "counterfactual tail",
 }

@@ -117,15 +117,32 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms"
 
 
-def _memory(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Table:
+def _memory(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Group:
+    memory = summary["memory"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model state, worst rank")
-    table.add_column("measured", justify="right")
-    table.add_column("law", justify="right")
+    for name in ("memory, worst rank", "at the peak", "model state", "law"):
+        table.add_column(name, justify="left" if name.startswith("memory") else "right")
     expected = max(law["ranks"], key=lambda rank: sum(rank.values())) if law else {}
-    for kind in ("parameters", "gradients", "optimizer"):
-        table.add_row(kind, size(summary["memory"]["by_kind"][kind]), size(expected.get(kind)))
-    return table
+    state, known = memory["state"] or {}, memory["peak_at"] is not None
+    for kind, count in memory["by_kind"].items():
+        if count or kind in expected or kind in state:
+            cells = (size(state[kind]) if kind in state else "", size(expected[kind]) if kind in expected else "")
+            table.add_row(kind, size(count if known else None), *cells)
+    lines = []
+    if known:
+        table.add_section()
+        table.add_row("peak", size(memory["peak_bytes"]), "", "")
+        at = memory["peak_at"]
+        where = f" of {at['module']}" if at["module"] else ""
+        lines.append(f"the peak is in {at['phase'] or 'no phase'}{where} (steps followed by storage; docs/memory.md)")
+    else:
+        lines.append(f"memory at the peak is not known: {summary['reasons']['memory.peak_at']}")
+    if memory["growth_ci95"] is not None and memory["growth_ci95"][0] > 0:
+        made = f", most of it made in {memory['growth_by']}" if memory["growth_by"] else ""
+        lines.append(
+            f"GROWS by {size(memory['growth_bytes_per_step'])} a step{made}: tensors are kept from step to step"
+        )
+    return Group(table, *map(Text, lines))
 
 
 def _rest(summary: Mapping[str, Any]) -> list[Text]:

@@ -140,6 +140,10 @@ class Sharded(abc.ABC):
     def close(self) -> None:  # noqa: B027 (most have nothing to take back)
         """Take back what a library keeps of this model in the process: for those that train another one after it."""
 
+    def buckets(self) -> Iterator[torch.Tensor]:
+        """What holds gradients on their way into a reduction, apart from model state, as far as it is there now."""
+        return iter(())
+
     def state(self) -> Mapping[str, list[torch.Tensor]]:
         """The tensors of model state that are alive on this rank, by kind."""
         return {

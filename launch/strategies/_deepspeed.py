@@ -123,6 +123,12 @@ class DeepSpeedSharded(Sharded):
         for state in self._zero.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
+    def buckets(self) -> Iterator[torch.Tensor]:
+        for bucket in self._zero.ipg_buckets.values():
+            # Stage 3 has one buffer or none for each, stages 1 and 2 a list of them.
+            buffers = bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
+            yield from (buffer for buffer in buffers if buffer is not None)
+
     @abc.abstractmethod
     def _fp32_copies(self) -> Iterator[torch.Tensor]:
         """The copies of this rank's parameters that the optimizer updates."""

@@ -24,6 +24,7 @@ from ..records import (
     EndRecord,
     EventRecord,
     MemoryRecord,
+    MemoryStepRecord,
     Record,
     StartRecord,
     StepRecord,
@@ -47,6 +48,7 @@ class RankRecords:
     steps: tuple[StepRecord, ...]
     events: tuple[EventRecord, ...]
     memory: MemoryRecord | None
+    memory_step: MemoryStepRecord | None = None
     window: WindowRecord | None
     bad_samples: tuple[BadSampleRecord, ...] = ()
     blocks: tuple[BlockRecord, ...] = ()
@@ -172,6 +174,7 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
             if isinstance(r, EventRecord) and (last is None or r.step <= last or r.event == "profiler")
         ),
         memory=_first(records, MemoryRecord),
+        memory_step=_first(records, MemoryStepRecord),
         window=_first(records, WindowRecord),
         bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),
         comm_plans={record.plan: record.collectives for record in records if isinstance(record, CommPlanRecord)},

@@ -1,65 +1,160 @@
-"""The memory part of the summary."""
+"""The memory part of the summary: by kind at the peak and over one step, and what grows from step to step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ..records import MEMORY_KINDS, EndRecord, MemoryStepRecord
 from .load import RankRecords, Run
 from .reasons import Null
 
-KINDS = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary", "unaccounted")
-MODEL_STATE = KINDS[:3]
+MODEL_STATE = MEMORY_KINDS[:3]
 NOT_RECORDED = "not recorded: the probe was off or the rank ended too early"
+NO_STEP = "no step was followed: --memory-step off, --probe off, an own loop, or the run ended before it"
+NO_ALLOCATOR = "there is no caching allocator on CPU"
+# Differences between followed steps that an interval needs.
+LEAST_DIFFERENCES = 3
 
 
 def memory(run: Run, null: Null) -> dict[str, Any]:
-    """Model state by kind on the rank that holds most of it, and the peaks that the allocator and the system saw."""
-    per_rank = [_rank(rank) for rank in run.ranks]
-    states = [row for row in per_rank if row["parameters"] is not None]
-    allocated = [row["allocated_peak_bytes"] for row in per_rank if row["allocated_peak_bytes"] is not None]
-    resident = [row["rss_peak_bytes"] for row in per_rank if row["rss_peak_bytes"] is not None]
-    if states:
-        worst = max(states, key=lambda row: sum(row[kind] for kind in MODEL_STATE))
-        by_kind = {kind: worst[kind] if kind in MODEL_STATE else None for kind in KINDS}
+    """Kinds, instant and timeline on the rank with the highest peak; model state on the rank that holds most of it."""
+    rows = [_rank(rank) for rank in run.ranks]
+    by_rank = {rank.rank: rank for rank in run.ranks}
+    peaks = [row for row in rows if row["peak_bytes"] is not None]
+    worst = max(peaks, key=lambda row: row["peak_bytes"], default=None)
+    states = [row for row in rows if row["parameters"] is not None]
+    held = max(states, key=lambda row: sum(row[kind] for kind in MODEL_STATE), default=None)
+    state = {kind: held[kind] if held else None for kind in MODEL_STATE}
+    followed = by_rank[worst["rank"]].memory_step if worst else None
+    why = _why(run)
+    if held is None:
+        null("memory.state", NOT_RECORDED)
+    by_kind = worst["by_kind"] if worst else None
+    if by_kind is None:
+        # Of the kinds at the peak that much is known: it lives through the step, gradients from backward on.
+        by_kind = {kind: state.get(kind) for kind in MEMORY_KINDS}
+        for kind in MEMORY_KINDS:
+            if by_kind[kind] is None:
+                null(f"memory.by_kind.{kind}", why if kind not in MODEL_STATE else NOT_RECORDED)
+    if worst is None:
+        null("memory.peak_bytes", f"{why}; rss_peak_bytes is the whole process")
+    if worst is None or worst["peak_at"] is None:
+        null("memory.peak_at", why)
+    elif worst["peak_at"]["phase"] is None:
+        null("memory.peak_at.phase", "the peak lies between two phases")
+    if worst and worst["peak_at"] and worst["peak_at"]["module"] is None:
+        null("memory.peak_at.module", "the peak lies in none of the model's modules")
+    timeline = None
+    if followed is not None and followed.timeline is not None and worst is not None:
+        timeline = {"rank": worst["rank"], **followed.timeline.model_dump()}
     else:
-        by_kind = dict.fromkeys(KINDS)
-        for kind in MODEL_STATE:
-            null(
-                f"memory.by_kind.{kind}",
-                NOT_RECORDED,
-            )
-    for kind in KINDS[3:]:
-        null(f"memory.by_kind.{kind}", "only model state is recorded in this run")
-    if not allocated:
-        null("memory.peak_bytes", "PyTorch counts no CPU allocations; rss_peak_bytes is the whole process")
-        null("memory.reserved_bytes", "there is no caching allocator on CPU")
-    for kind in (*MODEL_STATE, "allocated_peak_bytes", "rss_peak_bytes"):
-        if any(row[kind] is None for row in per_rank):
-            null(f"memory.per_rank.{kind}", "counted by CUDA's allocator" if kind.startswith("alloc") else NOT_RECORDED)
-    null("memory.peak_at", "the peak's instant is not recorded in this run")
-    null("memory.non_torch_bytes", "not recorded in this run")
-    if not resident:
-        null("memory.rss_peak_bytes", "no rank ended in order")
-    reserved = [rank.end.reserved_peak_bytes for rank in run.ranks if rank.end and rank.end.reserved_peak_bytes]
+        null("memory.timeline", why)
+    found = {name: _largest(rows, name) for name in ("non_torch_bytes", "reserved_bytes", "rss_peak_bytes")}
+    found |= {name: _largest(rows, name) for name in ("fragmentation", "alloc_retries")}
+    for name, value in found.items():
+        if value is None:
+            null(f"memory.{name}", "no rank ended in order" if name == "rss_peak_bytes" else _no_allocator(run))
+    for name in rows[0] if rows else ():
+        if any(row[name] is None for row in rows):
+            null(f"memory.per_rank.{name}", _why_of_rank(name, run, why))
     return {
-        "peak_bytes": max(allocated, default=None),
-        "peak_at": None,
-        "source": "allocator" if allocated else "live tensors",
+        "peak_bytes": worst["peak_bytes"] if worst else None,
+        "peak_at": worst["peak_at"] if worst else None,
+        "source": worst["source"] if worst else "live tensors",
         "by_kind": by_kind,
-        "non_torch_bytes": None,
-        "reserved_bytes": max(reserved, default=None),
-        "rss_peak_bytes": max(resident, default=None),
-        "per_rank": per_rank,
+        "state": state if held else None,
+        **found,
+        **_growth(run, why, null),
+        "timeline": timeline,
+        "per_rank": rows,
     }
 
 
 def _rank(rank: RankRecords) -> dict[str, Any]:
-    state, end = rank.memory, rank.end
+    state, end, step = rank.memory, rank.end, rank.memory_step
+    figures = step.allocator if step else None
+    peak, at, by_kind, source = None, None, None, None
+    if step is not None and step.peak is not None:
+        peak, source, by_kind = step.peak.bytes, "followed storages", dict(step.peak.by_kind)
+        at = {"phase": step.peak.phase, "module": step.peak.module, "seconds": step.peak.seconds}
+        if figures is not None:
+            by_kind["unaccounted"] += figures.allocated_peak_bytes - peak
+    if figures is not None:
+        peak, source = figures.allocated_peak_bytes, "allocator"
+    elif peak is None and end is not None and end.allocated_peak_bytes is not None:
+        peak, source = end.allocated_peak_bytes, "allocator"
+    assert by_kind is None or sum(by_kind.values()) == peak, "kinds do not sum to the peak"
     return {
         "rank": rank.rank,
         "parameters": state.parameters_bytes if state else None,
         "gradients": state.gradients_bytes if state else None,
         "optimizer": state.optimizer_bytes if state else None,
-        "allocated_peak_bytes": end.allocated_peak_bytes if end else None,
+        "peak_bytes": peak,
+        "peak_at": at,
+        "source": source,
+        "by_kind": by_kind,
+        "allocated_peak_bytes": _over_run(end, step, "allocated_peak_bytes"),
+        "reserved_bytes": _over_run(end, step, "reserved_peak_bytes"),
+        "fragmentation": 1 - figures.allocated_peak_bytes / figures.reserved_peak_bytes if figures else None,
+        "alloc_retries": figures.retries if figures else None,
+        "non_torch_bytes": figures.driver_used_bytes - figures.reserved_bytes if figures else None,
         "rss_peak_bytes": end.rss_peak_bytes if end else None,
     }
+
+
+def _over_run(end: EndRecord | None, step: MemoryStepRecord | None, name: str) -> int | None:
+    """The allocator's peak over the run: it counts anew from the followed step on."""
+    found = [getattr(end, name)] if end else []
+    if step is not None and step.allocator is not None:
+        found += [getattr(step.allocator, name), getattr(step.allocator, f"earlier_{name}")]
+    return max((value for value in found if value is not None), default=None)
+
+
+def _growth(run: Run, why: str, null: Null) -> dict[str, Any]:
+    """What each followed step leaves behind beyond the one before it, on the rank where that is most."""
+    rows = [(rank.memory_step, differences) for rank in run.ranks if len(differences := _differences(rank)) > 0]
+    if not rows or any(len(differences) < LEAST_DIFFERENCES for _, differences in rows):
+        for name in ("growth_bytes_per_step", "growth_ci95", "growth_by"):
+            null(f"memory.{name}", why if not rows else "too few steps were followed to tell")
+        return dict.fromkeys(("growth_bytes_per_step", "growth_ci95", "growth_by"))
+    step, differences = max(rows, key=lambda row: float(np.mean(row[1])))
+    mean = float(np.mean(differences))
+    half = 0.0
+    if len(set(differences)) > 1:
+        from scipy import stats  # half a second to import: for those whose steps differ
+
+        half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    by = step.left_by if step is not None and mean - half > 0 else None
+    if by is None:
+        null("memory.growth_by", "nothing was seen to grow, or it was made in none of the model's modules")
+    return {"growth_bytes_per_step": mean, "growth_ci95": [mean - half, mean + half], "growth_by": by}
+
+
+def _differences(rank: RankRecords) -> Sequence[int]:
+    left = rank.memory_step.left_bytes if rank.memory_step else []
+    return np.diff(left).tolist()
+
+
+def _largest(rows: Sequence[dict[str, Any]], name: str) -> Any:
+    return max((row[name] for row in rows if row[name] is not None), default=None)
+
+
+def _why(run: Run) -> str:
+    """Why a rank has no kinds at its peak."""
+    failed = [f"rank {r.rank}: {r.memory_step.failed}" for r in run.ranks if r.memory_step and r.memory_step.failed]
+    return failed[0] if failed else NO_STEP
+
+
+def _no_allocator(run: Run) -> str:
+    return NO_ALLOCATOR if run.run_json["config"]["device"] == "cpu" else NO_STEP
+
+
+def _why_of_rank(name: str, run: Run, why: str) -> str:
+    if name in ("peak_bytes", "peak_at", "source", "by_kind"):
+        return why
+    if name in (*MODEL_STATE, "rss_peak_bytes"):
+        return NOT_RECORDED
+    return _no_allocator(run)

@@ -66,7 +66,7 @@ def test_our_model_trains_evaluates_and_saves_under_every_strategy(tmp_path: Pat
         law = json.loads((folder / "run.json").read_text())["law"]
         worst = max(law["ranks"], key=lambda rank: sum(rank.values()))
         kinds = ("parameters", "gradients", "optimizer")
-        assert {kind: summary["memory"]["by_kind"][kind] for kind in kinds} == worst
+        assert {kind: summary["memory"]["state"][kind] for kind in kinds} == worst
         found[strategy] = summary
     base = found["ddp"]
     for strategy, summary in found.items():

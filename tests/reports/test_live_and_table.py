@@ -12,6 +12,7 @@ from scalelab.profiles.records import MemoryRecord
 from scalelab.reports.live import PLAIN_SECONDS, LiveLine
 from scalelab.reports.table import run_table, size
 
+from tests.profiles.test_memory import memory_step
 from tests.profiles.test_summary import folder_with, run_json, step
 
 
@@ -77,3 +78,29 @@ def test_the_table_shows_every_phase_or_why_not(tmp_path: Path) -> None:
 def test_sizes_keep_their_unit() -> None:
     """Binary units by name, unknown as a dash."""
     assert [size(value) for value in (None, 0, 1023, 1536, 3 * 2**30)] == ["-", "0 B", "1023 B", "1.50 KiB", "3.00 GiB"]
+
+
+def test_the_table_says_where_the_peak_is_and_what_grows(tmp_path: Path) -> None:
+    """Kinds at the peak beside model state and law, the module of the peak, and growth that is certain."""
+    records = [
+        step(1, 0.5),
+        MemoryRecord(step=1, parameters_bytes=100, gradients_bytes=1, optimizer_bytes=3),
+        memory_step(3 * 2**20 + 100, [0, 2048, 4096, 6144]),
+    ]
+    summary = summarise(load_run(folder_with(tmp_path, run_json(), records, records)))
+    stream = io.StringIO()
+    law = {"ranks": [{"parameters": 100, "gradients": 1, "optimizer": 3}]}
+    Console(file=stream, width=100).print(run_table(summary, law))
+    text = stream.getvalue()
+    for part in (
+        "activations",
+        "3.00 MiB",
+        "the peak is in backward of blocks.1",
+        "GROWS by 2.00 KiB a step",
+        "blocks.0",
+    ):
+        assert part in text, part
+    summary["memory"]["growth_ci95"] = [-1.0, 5.0]
+    stream.truncate(0)
+    Console(file=stream, width=100).print(run_table(summary, law))
+    assert "GROWS" not in stream.getvalue()

@@ -25,6 +25,7 @@ from scalelab.launch.plan import Plan, resolve
 from scalelab.launch.supervision import supervisor
 from scalelab.launch.supervision.sighting import see
 from scalelab.launch.supervision.supervisor import supervise
+from scalelab.profiles.records import TRAINING
 from scalelab.profiles.runfolder import RunFolder
 
 from tests.support.ranks import context
@@ -66,8 +67,8 @@ class Outcome:
         return [p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def steps(self, rank: int) -> int:
-        """Steps that the rank's records hold."""
-        return sum(record.kind == "step" for record in self.folder.records(rank)[0])
+        """Steps of training that the rank's records hold."""
+        return sum(record.kind == "step" and record.role in TRAINING for record in self.folder.records(rank)[0])
 
 
 class Silent:

@@ -1,0 +1,150 @@
+"""A probe for steps whose memory is followed: the log of storages is told of model state and batch, and what it has
+seen becomes a record. docs/memory.md says what each kind is."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from ..records import MEMORY_KINDS, MemoryStepRecord
+from .allocator import Allocator
+from .ledger import Change, ledger
+from .probe import Probe
+from .steps import ScheduledStep
+from .storages import Held, StorageLog
+
+STATE = MEMORY_KINDS[:3]
+
+
+class Followed(Protocol):
+    """What is followed: a model under its strategy."""
+
+    module: nn.Module
+
+    def state(self) -> Mapping[str, list[torch.Tensor]]: ...
+
+
+class MemoryProbe:
+    """Hands the loop's calls to `probe`, but for those that would allocate, and follows storages in between. The last
+    step's kinds and timeline are in the record; `followed(batch)` tells of a batch that is on its device."""
+
+    def __init__(self, probe: Probe, run: Followed, log: StorageLog, allocator: Allocator | None = None) -> None:
+        self._probe = probe
+        self._run = run
+        self._log = log
+        self._allocator = allocator
+        self._figures: Any = None
+        self._left: list[int] = []
+
+    @contextmanager
+    def step(self, step: ScheduledStep) -> Iterator[None]:
+        log = self._log
+        with self._probe.step(step):
+            if self._allocator is not None:
+                self._allocator.begin()
+            with log.step():
+                log.attempt(self._state_of_now)
+                yield
+            if self._allocator is not None:
+                self._figures = self._allocator.end()
+        # A cycle of objects is garbage, and no leak, though its storages live until the collector comes by.
+        gc.collect()
+        self._left.append(log.leaked_bytes())
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        log = self._log
+        with self._probe.phase(name):
+            log.phase = name
+            yield
+            log.phase = None
+        if name == "forward":
+            log.attempt(log.forward_over)
+        elif name == "backward":
+            log.attempt(self._gradients_of_now)
+        elif name == "optimizer":
+            log.attempt(self._state_of_now)  # an update may have put its results into new storages
+
+    def followed(self, batch: Any) -> Any:
+        """`batch`, of which the log now knows."""
+        self._log.attempt(lambda: self._log.mark(_tensors(batch), "batch"))
+        return batch
+
+    def loss(self, loss: torch.Tensor) -> None:
+        return
+
+    def gradients_ready(self, run: Any) -> None:
+        self._log.attempt(self._state_of_now)
+
+    def updated(self, run: Any) -> None:
+        return
+
+    def event(self, kind: Any, step: int) -> AbstractContextManager[dict[str, Any]]:
+        return nullcontext({})
+
+    def record(self, step: int) -> MemoryStepRecord:
+        """Of the steps so far, the last of which was `step`."""
+        log = self._log
+        if log.failed is not None:
+            return MemoryStepRecord(step=step, failed=log.failed, allocator=self._figures)
+        before: Counter[str] = Counter()
+        for held, size in log.before.values():
+            before[self._kind(held)] += size
+        changes = [
+            Change((event.at_ns - log.began_ns) * 1e-9, self._kind(event.held), event.delta, event.phase, event.module)
+            for event in log.events
+        ]
+        peak, timeline = ledger(before, changes)
+        return MemoryStepRecord(
+            step=step,
+            peak=peak,
+            timeline=timeline,
+            left_bytes=list(self._left),
+            left_by=self._left_by(),
+            allocator=self._figures,
+        )
+
+    def _left_by(self) -> str | None:
+        """The module in which most was made of what the last step has left behind."""
+        left: Counter[str | None] = Counter()
+        for event in self._log.events:
+            if event.held.made is not None and event.held.size and event.delta > 0:
+                left[event.module] += event.delta
+        return max(left, key=lambda module: left[module], default=None)
+
+    def _kind(self, held: Held) -> str:
+        """The first that holds, for the whole life of a storage in the step."""
+        marks = held.marks
+        for kind in (*STATE, "batch"):
+            if kind in marks:
+                return kind
+        if "parameter" in marks:
+            return "communication"  # whole, and no model state: it was gathered from other ranks
+        if "saved" in marks:
+            return "activations"
+        if "handed" in marks:
+            return "communication"
+        return "unaccounted" if id(held) in self._log.before else "temporary"
+
+    def _state_of_now(self) -> None:
+        with _disable_current_modes():
+            for kind, tensors in self._run.state().items():
+                self._log.mark(tensors, kind)
+
+    def _gradients_of_now(self) -> None:
+        """Whole gradients that wait for the next micro-batch or their reduction are no state of every strategy."""
+        with _disable_current_modes():
+            held = [parameter.grad for parameter in self._run.module.parameters()]
+            self._log.mark([gradient for gradient in held if gradient is not None], "gradients")
+
+
+def _tensors(nest: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, torch.Tensor)]
