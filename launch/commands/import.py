@@ -56,11 +56,14 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([row["unusable"] for row in rows], hint="give traces that torch.profiler has written")
     ranks, world_size = _ranks(files, rows), _world_size(rows)
     folder = RunFolder.create(Path(options.out), options.name or files[0].name.partition(".")[0])
+    copies: list[str] = []
     with writing(folder.path):
         (folder.path / "traces").mkdir()
         for rank, path in zip(ranks, files, strict=True):
             packed = ".gz" if path.name.endswith(".gz") else ""
-            shutil.copyfile(path, folder.path / "traces" / f"r{rank:03d}.pt.trace.json{packed}")
+            copy = folder.path / "traces" / f"r{rank:03d}.pt.trace.json{packed}"
+            shutil.copyfile(path, copy)
+            copies.append(copy.name)
     facts = [row["facts"] for row in usable]
     on_device = any(device["device"] is not None for row in usable for device in row["devices"])
     names = [fact["device_name"] for fact in facts if fact["device_name"] is not None]
@@ -85,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         },
     )
     folder.write("status.json", status("finished", Exit.OK))
-    named = [{**row, "rank": rank} for rank, row in zip(ranks, rows, strict=True)]
+    named = [{**row, "rank": rank, "file": copy} for rank, row, copy in zip(ranks, rows, copies, strict=True)]
     run = load_run(folder)
     merged = merge_traces(folder.path, trace_files(folder.path), run)
     summary = summarise(run, sorted(named, key=lambda row: row["rank"]), merged)

@@ -21,7 +21,7 @@ from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
 from .telemetry import telemetry
-from .traces import merge_traces, read_traces, trace_files, traces
+from .traces import merge_traces, read_traces, trace_files, traces, without_trace
 from .training import grad_norm, loss, quality
 
 Rows = Sequence[dict[str, Any]]
@@ -42,7 +42,8 @@ def summarise(run: Run, rows: Rows = (), merged: Mapping[str, Any] = NOT_MERGED)
     if run.run_json.get("source") == "imported":
         return _imported(run, rows, merged)
     reasons: dict[str, str] = {}
-    summary = _summary(run, rows, merged, reasons)
+    lost = [without_trace(rank.rank, rank.profiler_failed) for rank in run.ranks if rank.profiler_failed is not None]
+    summary = _summary(run, sorted([*rows, *lost], key=lambda row: row["rank"]), merged, reasons)
     return {**summary, "reasons": dict(sorted(reasons.items()))}
 
 
@@ -143,8 +144,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
 def _why_no_trace(run: Run) -> str:
     if not run.run_json["config"].get("profile_steps"):
         return "no profiler window was run; --profile-steps runs one"
-    failed = {rank.profiler_failed for rank in run.ranks} - {None}
-    return "; ".join(sorted(map(str, failed))) or "the run ended before its profiler window was complete"
+    return "the run ended before its profiler window was complete"
 
 
 def _calibration(run: Run, null: Null) -> dict[str, str] | None:

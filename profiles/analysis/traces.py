@@ -46,10 +46,15 @@ def read_traces(files: dict[int, Path]) -> list[dict[str, Any]]:
         try:
             trace = read_trace(path)
         except (OSError, ValueError) as error:
-            rows.append({"rank": rank, "file": path.name, "unusable": str(error)})
+            rows.append(without_trace(rank, str(error)))
             continue
         rows.append({"rank": rank, "facts": facts_of(trace), "unusable": None, **said_by(trace)})
     return rows
+
+
+def without_trace(rank: int, why: str) -> dict[str, Any]:
+    """The row of a rank whose trace cannot be used, or was not written."""
+    return {"rank": rank, "unusable": why}
 
 
 def merge_traces(folder: Path, files: dict[int, Path], run: Run) -> dict[str, Any]:
