@@ -23,6 +23,7 @@ from ..records import (
     CommPlanRecord,
     EndRecord,
     EventRecord,
+    FlopsRecord,
     MemoryRecord,
     Record,
     StartRecord,
@@ -45,6 +46,7 @@ class RankRecords:
     events: tuple[EventRecord, ...]
     memory: MemoryRecord | None
     window: WindowRecord | None
+    flops: FlopsRecord | None = None
     bad_samples: tuple[BadSampleRecord, ...] = ()
     blocks: tuple[BlockRecord, ...] = ()
     clocks: tuple[ClockRecord, ...] = ()
@@ -152,6 +154,7 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         events=tuple(r for r in records if isinstance(r, EventRecord) and (last is None or r.step <= last)),
         memory=_first(records, MemoryRecord),
         window=_first(records, WindowRecord),
+        flops=_first(records, FlopsRecord),
         bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),
         comm_plans={record.plan: record.collectives for record in records if isinstance(record, CommPlanRecord)},
         end=_first(records, EndRecord),

@@ -6,7 +6,6 @@ and step; the identity is asserted where it is computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..records import SCHEMA
@@ -14,6 +13,7 @@ from ..runfolder import RunFolder
 from .communication import comm, communication
 from .cost import cost
 from .data import data
+from .efficiency import efficiency, model
 from .load import Run, load_run
 from .memory import memory
 from .reasons import Null, nulls
@@ -41,6 +41,7 @@ def summarise(run: Run) -> dict[str, Any]:
     seconds = step_seconds(run, null)
     samples = samples_per_step(run)
     known = communication(run)
+    about = model(run, null)
     summary = {
         "schema": SCHEMA,
         "source": "measured",
@@ -60,7 +61,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "micro_batch": config["micro_batch"],
         "grad_accumulation": config["grad_accumulation"],
         "global_batch": config["global_batch"],
-        "model": _model(facts, null),
+        "model": about,
         "data": data(run, null),
         "steps": {
             "warmup": min((sum(s.role == "warmup" for s in rank.steps) for rank in run.ranks), default=0),
@@ -76,7 +77,8 @@ def summarise(run: Run) -> dict[str, Any]:
         "per_rank": per_rank(run, known, null),
         "comm": comm(run, known, null),
         "memory": memory(run, null),
-        "utilization": nulls("utilization", UTILIZATION, "not recorded in this run", null),
+        "utilization": efficiency(run, about, seconds, samples, null)
+        | nulls("utilization", UTILIZATION, "not recorded in this run", null),
         "cost": cost(seconds, samples, config, facts, null),
         "quality": quality(run, null),
         "loss": loss(run),
@@ -103,18 +105,4 @@ def _calibration(run: Run, null: Null) -> dict[str, str] | None:
     return {"name": found.name, "made_utc": found.made_utc}
 
 
-UTILIZATION = ("gpu_percent", "mfu", "hfu", "useful_fraction", "joules_per_sample", "p99_h2d_seconds")
-
-
-def _model(facts: Mapping[str, Any], null: Null) -> dict[str, Any]:
-    model = facts.get("model")
-    null("model.flops_per_sample", "operations are not counted in this run")
-    null("model.flops_by_branch", "operations are not counted in this run")
-    if model is None:
-        null("model.parameters", "the run ended before the model was built")
-    return {
-        "name": model["name"] if model else facts["config"]["model"],
-        "parameters": model["parameters"] if model else None,
-        "flops_per_sample": None,
-        "flops_by_branch": None,
-    }
+UTILIZATION = ("gpu_percent", "joules_per_sample", "p99_h2d_seconds")
