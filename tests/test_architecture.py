@@ -64,9 +64,9 @@ def test_imports_follow_the_way_of_the_data(path: Path) -> None:
 
 def test_analysis_does_not_reach_capture() -> None:
     """Between capture and analysis there is the run folder and nothing else."""
-    for path in (ROOT / "profiles" / "analysis").glob("*.py"):
+    for path in (ROOT / "profiles" / "analysis").rglob("*.py"):
         assert not any("capture" in module for module in imported(path)), path
-    for path in (ROOT / "profiles" / "capture").glob("*.py"):
+    for path in (ROOT / "profiles" / "capture").rglob("*.py"):
         assert not any("analysis" in module for module in imported(path)), path
 
 

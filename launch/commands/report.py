@@ -13,6 +13,7 @@ from ...profiles.analysis.summary import write_summary
 from ...profiles.runfolder import RunFolder
 from ...reports.console import Console, Steady
 from ...reports.table import run_table
+from ...reports.trace import trace_table
 from ..config import option
 from ..errors import ConfigError, Exit
 from ..options import read_options
@@ -45,6 +46,10 @@ def main(argv: Sequence[str]) -> int:
         if "json" in flags:
             print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
             continue
-        Console(sys.stdout).print(run_table(summary, (folder.read("run.json") or {}).get("law")))
+        console = Console(sys.stdout)
+        if summary["source"] == "imported":
+            console.print(trace_table(summary))
+        else:
+            console.print(run_table(summary, (folder.read("run.json") or {}).get("law")))
         print(plain(f"run folder: {folder.path}"), file=Steady(sys.stdout))
     return Exit.OK

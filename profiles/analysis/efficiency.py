@@ -125,7 +125,7 @@ def peak(run: Run) -> tuple[dict[str, Any] | None, str]:
     from the machine's calibration; or None, and why. A CPU's are those of all cores of a host, which its ranks share.
     """
     facts, on_gpu = run.run_json, run.run_json["config"]["device"] == "cuda"
-    dtype = facts["precision"].get("compute")
+    dtype = (facts["precision"] or {}).get("compute")
     if dtype is None:
         return None, "the dtype of compute is not known"
     name = facts["device_name"]

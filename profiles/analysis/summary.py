@@ -6,6 +6,7 @@ and step; the identity is asserted where it is computed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..records import SCHEMA
@@ -14,24 +15,60 @@ from .communication import comm, communication
 from .cost import cost
 from .data import data
 from .efficiency import efficiency, model
+from .imported import NOT_IN_A_TRACE, overlay
 from .load import Run, load_run
 from .memory import memory
 from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
+from .traces import read_traces, trace_files, traces
 from .training import grad_norm, loss, quality
 
 
 def write_summary(folder: RunFolder) -> dict[str, Any]:
     """Summarise `folder` into its summary.json, and return the summary."""
-    summary = summarise(load_run(folder))
+    summary = summarise(load_run(folder), read_traces(trace_files(folder.path)))
     folder.write("summary.json", summary)
     return summary
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """The summary of `run`. Every null has an entry in `reasons` under its dotted path."""
+def summarise(run: Run, rows: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The summary of `run`, and of what its traces say (`rows` of `read_traces`). Every null has an entry in `reasons`
+    under its dotted path."""
+    if run.run_json.get("source") == "imported":
+        return _imported(run, rows)
     reasons: dict[str, str] = {}
+    summary = _summary(run, rows, reasons)
+    return {**summary, "reasons": dict(sorted(reasons.items()))}
+
+
+def _imported(run: Run, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Where nothing else was recorded, every null has the same reason, but what the traces themselves say of theirs."""
+    reasons: dict[str, str] = {}
+    summary = _summary(run, rows, reasons)
+    reasons = {path: reasons[path] if path.startswith("trace") else NOT_IN_A_TRACE for path in reasons}
+    for name in (*run.run_json["config"], "name", "device_name", "oversubscribed", "world_size"):
+        if name in summary and summary[name] is None:
+            reasons[name] = NOT_IN_A_TRACE
+
+    def null(path: str, why: str) -> None:
+        reasons[path] = why
+
+    found = overlay(summary, rows, null)
+    known = [path for path in reasons if _at(found, path) is not None]
+    return {**found, "reasons": {path: reasons[path] for path in sorted(reasons) if path not in known}}
+
+
+def _at(summary: Mapping[str, Any], path: str) -> Any:
+    """The value under a dotted path; None where there is none."""
+    value: Any = summary
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _summary(run: Run, rows: Sequence[dict[str, Any]], reasons: dict[str, str]) -> dict[str, Any]:
+    """The summary without its reasons, which are entered in `reasons`."""
 
     def null(path: str, why: str) -> None:
         reasons[path] = why
@@ -66,7 +103,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "steps": {
             "warmup": min((sum(s.role == "warmup" for s in rank.steps) for rank in run.ranks), default=0),
             "measured": len(steps) or min((rank.window.steps for rank in run.ranks if rank.window), default=0),
-            "profiled": 0,
+            "profiled": min((len(row["steps"]) for row in rows if row["unusable"] is None), default=0),
             "skipped": min((sum(s.skipped for s in rank.steps) for rank in run.ranks), default=0),
         },
         "throughput": throughput(seconds, samples, null),
@@ -85,6 +122,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "grad_norm": grad_norm(run, null),
         "counterfactual": counterfactual(run, null),
         "overhead": overhead(run, null),
+        "trace": traces(rows, null, "no profiler window was run; --profile-steps runs one"),
         "calibration": _calibration(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
         "unreadable_lines": sum(rank.unreadable for rank in run.ranks),
@@ -94,7 +132,7 @@ def summarise(run: Run) -> dict[str, Any]:
     elif config["strategy"] == "own" and not any(rank.steps[0].losses for rank in run.ranks if rank.steps):
         summary["loss"] = None
         null("loss", "the loop did not tell its losses; probe.loss(loss) does")
-    return {**summary, "reasons": dict(sorted(reasons.items()))}
+    return summary
 
 
 def _calibration(run: Run, null: Null) -> dict[str, str] | None:

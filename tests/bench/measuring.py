@@ -176,8 +176,8 @@ def main() -> None:
         print(
             f"{case.world_size} rank(s), {counts[case]:.0f} collective(s), {case.layers} layers: step "
             f"{np.median(off) * 1e3:.2f} ms, measuring costs {share:+.2%} [{low:+.2%}, {high:+.2%}], "
-            f"{np.median(on - off) * 1e6:.0f} us over {case.rounds} rounds of {case.steps} steps, of that {np.median(twice - passing) * 1e6:.0f} us "
-            f"on the way through Python{verdict}",
+            f"{np.median(on - off) * 1e6:.0f} us over {case.rounds} rounds of {case.steps} steps, of that "
+            f"{np.median(twice - passing) * 1e6:.0f} us on the way through Python{verdict}",
             flush=True,
         )
     further = (costs[MANY] - costs[FEW].mean()) / (counts[MANY] - counts[FEW])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .events import ON_DEVICE, Kind, Trace
-from .intervals import common, joined, length, union, without
+from .intervals import NONE, common, joined, length, union, without
 
 # Operators that hand a collective in or wait for one: no computing.
 _NOT_COMPUTING = r"(c10d|record_param_comms|nccl:|gloo:|mpi:|ProfilerStep#)"
@@ -48,44 +48,42 @@ class Breakdown:
         return common(self.communication, self.compute)
 
 
-def breakdowns(trace: Trace) -> list[Breakdown]:
-    """One of each device that ran anything, in order; where none did, that of the host."""
+def breakdowns(trace: Trace, chosen: np.ndarray | None = None) -> list[Breakdown]:
+    """One of each device that ran anything, in order; where none did, that of the host. Of the events where `chosen`
+    (a flag for each) is true; of all without it."""
+    if chosen is None:
+        chosen = np.ones(len(trace), dtype=bool)
     on_device = trace.of(*ON_DEVICE)
+    on_device = on_device[chosen[on_device]]
     if not len(on_device):
-        host = of_host(trace)
+        host = _of_host(trace, chosen)
         return [] if host is None else [host]
-    return [_of_device(trace, on_device, device) for device in np.unique(trace.device[on_device]).tolist()]
+    return [
+        _of_device(trace, on_device[trace.device[on_device] == device], device)
+        for device in np.unique(trace.device[on_device]).tolist()
+    ]
 
 
-def _of_device(trace: Trace, on_device: np.ndarray, device: int) -> Breakdown:
-    mine = on_device[trace.device[on_device] == device]
-
+def _of_device(trace: Trace, mine: np.ndarray, device: int) -> Breakdown:
     def time_of(*kinds: Kind) -> np.ndarray:
         of = mine[np.isin(trace.kind[mine], kinds)]
         return union(trace.begin[of], trace.end[of])
 
-    return _tiled(
-        device, time_of(Kind.KERNEL), time_of(Kind.COLLECTIVE), time_of(Kind.MEMCPY, Kind.MEMSET), trace, mine
-    )
+    copies = time_of(Kind.MEMCPY, Kind.MEMSET)
+    return _tiled(device, time_of(Kind.KERNEL), time_of(Kind.COLLECTIVE), copies, trace, mine)
 
 
-def of_host(trace: Trace) -> Breakdown | None:
+def _of_host(trace: Trace, chosen: np.ndarray) -> Breakdown | None:
     """That of the host's threads together: computing is any operator but those of communication; None without any."""
-    operators = trace.of(Kind.OPERATOR)
     other = trace.named(Kind.OPERATOR, _NOT_COMPUTING)
-    computing = np.setdiff1d(operators, other, assume_unique=True)
+    computing = np.setdiff1d(trace.of(Kind.OPERATOR), other, assume_unique=True)
     collectives = np.concatenate((trace.named(Kind.ANNOTATION, GLOO), trace.named(Kind.OPERATOR, GLOO)))
-    chosen = np.concatenate((computing, collectives))
-    if not len(chosen):
+    computing, collectives = computing[chosen[computing]], collectives[chosen[collectives]]
+    if not len(computing) + len(collectives):
         return None
-    return _tiled(
-        None,
-        union(trace.begin[computing], trace.end[computing]),
-        union(trace.begin[collectives], trace.end[collectives]),
-        union(trace.begin[:0], trace.end[:0]),
-        trace,
-        chosen,
-    )
+    compute = union(trace.begin[computing], trace.end[computing])
+    communication = union(trace.begin[collectives], trace.end[collectives])
+    return _tiled(None, compute, communication, NONE, trace, np.concatenate((computing, collectives)))
 
 
 def _tiled(

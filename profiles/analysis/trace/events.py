@@ -175,7 +175,7 @@ def read_trace(path: Path) -> Trace:
         path=path,
         metadata=stream.metadata,
         base_microseconds=base,
-        names=list(names.number),
+        names=[shown(name) for name in names.number],
         threads=list(threads.number),
         begin=begin,
         end=begin + seconds,
@@ -183,6 +183,11 @@ def read_trace(path: Path) -> Trace:
         damage=tuple(stream.damage),
         **columns,
     )
+
+
+def shown(name: str) -> str:
+    """`name` without characters that a terminal would obey."""
+    return name if name.isprintable() else "".join(each if each.isprintable() else " " for each in name)
 
 
 class _Kinds(dict[Any, int]):

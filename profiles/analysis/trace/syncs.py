@@ -35,14 +35,15 @@ class Sync:
     blocked_ns: int | None
 
 
-def host_syncs(trace: Trace) -> list[Sync]:
-    """Every kind of wait in the trace, that which took longest first."""
+def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
+    """Every kind of wait among the events where `chosen` is true, that which took longest first."""
     calls = trace.named(Kind.RUNTIME, _SYNC_CALLS)
     pageable = _pageable_calls(trace)
     on_device = bool(len(trace.of(Kind.KERNEL, Kind.MEMCPY)))
     waits = np.union1d(calls, pageable)
     if not on_device:
         waits = trace.named(Kind.OPERATOR, SYNC_OPERATORS)
+    waits = waits[chosen[waits]]
     frames = trace.of(Kind.OPERATOR, Kind.PYTHON, Kind.RUNTIME)
     within = dict(zip(frames.tolist(), parents(trace, frames).tolist(), strict=True))
     found: dict[tuple[str, str | None, str | None], list[int]] = {}
@@ -51,7 +52,7 @@ def host_syncs(trace: Trace) -> list[Sync]:
         chain = list(_chain(within, index))
         if not on_device and any(each in all_waits for each in chain):
             continue  # aten::item calls aten::_local_scalar_dense: one wait
-        operators = [each for each in chain if trace.kind[each] == Kind.OPERATOR]
+        operators = [each for each in chain if trace.kind[each] == Kind.OPERATOR and not _is_step(trace, each)]
         name = trace.names[trace.name[index]]
         if index in of_pageable:
             name += " of pageable memory"
@@ -63,6 +64,11 @@ def host_syncs(trace: Trace) -> list[Sync]:
         for (call, operator, source), each in found.items()
     ]
     return sorted(syncs, key=lambda sync: (-(sync.blocked_ns or 0), -sync.count))
+
+
+def _is_step(trace: Trace, index: int) -> bool:
+    """Whether it is one of the profiler's steps, which its first versions wrote as operators."""
+    return trace.names[trace.name[index]].startswith("ProfilerStep#")
 
 
 def _pageable_calls(trace: Trace) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from .breakdown import Breakdown
 from .events import ON_DEVICE, Kind, Trace
 from .intervals import common, length, union
+from .window import launches
 
 LOADER = r"enumerate\(DataLoader\)"
 
@@ -41,7 +42,7 @@ def why_idle(trace: Trace, of: Breakdown) -> Idle | None:
     mine = mine[trace.device[mine] == of.device]
     # Each gap ends where something begins; of several that do, any tells.
     following = mine[np.searchsorted(trace.begin[mine], gaps[:, 1], side="left")]
-    launch = _launches(trace)[following]
+    launch = launches(trace)[following]
     known = launch >= 0
     begin, end = gaps[:, 0], gaps[:, 1]
     launch_begin = np.where(known, trace.begin[launch], begin)
@@ -53,7 +54,7 @@ def why_idle(trace: Trace, of: Breakdown) -> Idle | None:
     loading = None
     if len(loaders):
         loading = length(common(waiting, union(trace.begin[loaders], trace.end[loaders])))
-    return Idle(
+    found = Idle(
         not_launched=length(waiting),
         loading=loading,
         launching=int((end - late)[known & ~before].sum()),
@@ -61,6 +62,8 @@ def why_idle(trace: Trace, of: Breakdown) -> Idle | None:
         unknown=int((end - begin)[~known].sum()),
         gaps=len(gaps),
     )
+    assert found.not_launched + found.launching + found.on_device + found.unknown == length(gaps)
+    return found
 
 
 def launch_delays_ns(trace: Trace, of: Breakdown) -> np.ndarray:
@@ -68,22 +71,6 @@ def launch_delays_ns(trace: Trace, of: Breakdown) -> np.ndarray:
     had nothing else to do, long ones that it had a queue."""
     kernels = trace.of(Kind.KERNEL, Kind.COLLECTIVE)
     kernels = kernels[trace.device[kernels] == of.device]
-    launch = _launches(trace)[kernels]
+    launch = launches(trace)[kernels]
     known = launch >= 0
     return trace.begin[kernels[known]] - trace.begin[launch[known]]
-
-
-def _launches(trace: Trace) -> np.ndarray:
-    """The call that launched each event on a device, by index; -1 where the trace does not have it."""
-    calls = trace.of(Kind.RUNTIME)
-    calls = calls[trace.correlation[calls] > 0]
-    found = np.full(len(trace), -1, dtype=np.int64)
-    if not len(calls):
-        return found
-    order = np.argsort(trace.correlation[calls], kind="stable")
-    keys = trace.correlation[calls][order]
-    wanted = trace.correlation
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    hit = (keys[at] == wanted) & (trace.kind <= Kind.MEMSET)
-    found[hit] = calls[order[at[hit]]]
-    return found
