@@ -74,10 +74,14 @@ class _Counter(TorchDispatchMode):
         # From each number on, the branch of the nodes that are made.
         self._numbers, self._owners = [0], [OUTSIDE]
         self._hooks: list[RemovableHandle] = []
-        for name, modules in branches.items():
-            for module in modules:
-                self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
-                self._hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+        # All that is inside: lists of modules are never called themselves, nor are parts whose parts the model calls.
+        owner: dict[nn.Module, str] = {}
+        for name, parts in branches.items():
+            for part in parts:
+                owner |= {module: name for module in part.modules() if module not in owner}
+        for module, name in owner.items():
+            self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
+            self._hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
 
     def close(self) -> None:
         """Leave the modules as they were."""
@@ -85,6 +89,8 @@ class _Counter(TorchDispatchMode):
             hook.remove()
 
     def _enter(self, name: str) -> None:
+        # A part that two branches share belongs to the one that calls it.
+        name = self._inside[-1] if self._inside else name
         self._inside.append(name)
         self._from_now_on(name)
 

@@ -70,10 +70,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        if self.fused:
-            mixed = F.scaled_dot_product_attention(q, q, q)
-        else:
-            mixed = (q @ q.transpose(-1, -2)).softmax(-1) @ q
+        plain = (q @ q.transpose(-1, -2)).softmax(-1) @ q if not self.fused else None
+        mixed = F.scaled_dot_product_attention(q, q, q) if plain is None else plain
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -116,6 +114,28 @@ def test_operations_belong_to_the_branch_that_made_them() -> None:
     found = count_flops(model, torch.randn(3, 4), {"left": [model.left], "right": [model.right]})
     one = 2 * 3 * 4 * 5
     assert found.by_branch == {"left": 2 * one, "right": (2 + 3) * one, OUTSIDE: 3 * 2 * 3 * 5 * 2}
+
+
+def test_parts_that_are_not_called_themselves_have_what_is_in_them() -> None:
+    """A list of layers, and a part whose layers the model calls; one layer in two parts goes to the part that calls."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.many = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+            self.part = nn.ModuleDict({"inner": nn.Linear(4, 4)})
+            self.calls = nn.Sequential(nn.Linear(4, 4), self.part["inner"])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.many:
+                x = layer(x)
+            return self.calls(self.part["inner"](x)).sum()
+
+    model = Parts()
+    found = count_flops(model, torch.randn(3, 4), {name: [child] for name, child in model.named_children()})
+    one = 2 * 3 * 4 * 4
+    assert found.by_branch == {"many": (2 + 3) * one, "part": 3 * one, "calls": 6 * one, OUTSIDE: 0}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_operators_without_a_formula_are_listed_but_views_are_not() -> None:
