@@ -8,7 +8,7 @@ SHELL := /bin/sh
 
 override VENV := .venv
 override PY := $(VENV)/bin/python
-override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' | sort)
+override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' | sort)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format faults truth bench test-gpu tensorboard clean

@@ -31,7 +31,7 @@ from ..profiles.capture.window import WindowProbe
 from ..profiles.records import Record
 from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
-from . import recompute, strategies
+from . import efficiency, recompute, strategies
 from .afterwards import afterwards
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
@@ -125,8 +125,13 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 at_hand.batch = None  # so that it is freed where the next one is waited for
 
         batches = drawn()
+        noted = (
+            efficiency.tally(job.source, setting, config.warmup, config.steps or 0) if config.probe == "on" else None
+        )
 
         def moved(batch: Any) -> Any:
+            if noted is not None:
+                noted.note(batch)
             at_hand.batch = to_device(batch, device)
             return at_hand.batch
 
@@ -164,7 +169,14 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             _compare_clocks(rank, boot_ids, control, write)
         # For those whose parameters are compared with another run's; it reads every one of them.
         compared = together and (config.counterfactual or config.deterministic)
-        write(peaks(device, digest(job.run.parameters()) if compared else None))
+        end = peaks(device, digest(job.run.parameters()) if compared else None)
+        # Others are to leave at once.
+        if noted is not None and together and stopping.agreed in (Exit.OK, Exit.INTERRUPTED):
+            pulse.patient()
+            flops = efficiency.count(noted, job.source, setting, config.seed, control, leads=rank.rank == 0)
+            if flops is not None:
+                write(flops)
+        write(end)
     # Nobody leaves while a peer may still have something to receive from it.
     if together:
         distributed.barrier()

@@ -4,6 +4,8 @@
     def example_batch(size: int, **options)                  # nested dict/list/tuple of CPU tensors
     def build_loader(rank, world_size, micro_batch, seed, **options)   # optional: iterable of batches
     def blocks(model) -> list[torch.nn.Module]               # optional: the units to checkpoint and shard
+    def branches(model) -> dict[str, list[torch.nn.Module]]  # optional: parts that operations are counted by
+    def padded() -> dict[str, tuple[str, ...]]               # optional: what of a batch is padding, by its mask
 
 A function is handed the options that its signature names, or all of them if it takes `**`.
 """
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 REQUIRED = ("build_model", "example_batch")
-OPTIONAL = ("build_loader", "blocks")
+OPTIONAL = ("build_loader", "blocks", "branches", "padded")
 # What build_loader and example_batch are called with besides options.
 RESERVED = ("rank", "world_size", "micro_batch", "seed", "size", "data")
 BUILT_IN = "scalelab.models.driving"
@@ -82,6 +84,19 @@ class ModelSource:
         if twice := [names[key] for key, count in inside.items() if count > 1]:
             raise ModelError(f"{self.name}: blocks returned {twice[0]} more than once, or blocks inside blocks")
         return found
+
+    def branches(self, model: nn.Module) -> dict[str, list[nn.Module]]:
+        """Parts of the model by name, none inside another: the file's own, else the model's direct children."""
+        if hasattr(self.module, "branches"):
+            return {name: list(parts) for name, parts in self.module.branches(model).items()}
+        return {name: [child] for name, child in model.named_children()}
+
+    def padded(self) -> dict[str, tuple[str, ...]] | None:
+        """Keys of a batch whose second dimension is padded, by the key that is non-zero where an element is real; None
+        where the file does not say."""
+        if not hasattr(self.module, "padded"):
+            return None
+        return {mask: tuple(keys) for mask, keys in self.module.padded().items()}
 
     def check_options(self) -> None:
         """Raise ModelError for options that no function takes, with the nearest name."""

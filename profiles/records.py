@@ -241,6 +241,41 @@ class BadSampleRecord(_Record):
     message: str
 
 
+class CountedFlops(_Record):
+    """Floating-point operations of one forward and backward of a micro-batch, each once, by branch of the model; and
+    those that activation checkpointing does again."""
+
+    by_branch: dict[str, int]
+    recomputed: int
+
+
+class CountedShapes(CountedFlops):
+    """The same of the shapes that `micro_batches` measured micro-batches had."""
+
+    micro_batches: int
+
+
+class Padding(_Record):
+    """Elements of a row that were real, and those that were there, by a mask; means over measured rows."""
+
+    real: float
+    there: float
+
+
+class FlopsRecord(_Record):
+    """Written once, by rank 0: operations of the measured micro-batches of all ranks, of `samples_per_micro_batch`
+    each. `without_padding` are those of a micro-batch cut to the real length of its rows; `uncounted` the calls a
+    micro-batch of operators that have no formula. What could not be told is null, with its reason in `reasons`."""
+
+    kind: Literal["flops"] = "flops"
+    samples_per_micro_batch: int
+    counted: list[CountedShapes] | None
+    without_padding: CountedFlops | None
+    padding: dict[str, Padding] | None
+    uncounted: dict[str, int] | None
+    reasons: dict[str, str] = {}
+
+
 class EndRecord(_Record):
     """The rank's last line. CUDA figures are the allocator's; null on CPU. `parameters_digest` differs where any bit of
     the parameters does."""
@@ -317,6 +352,7 @@ Record = (
     | WindowRecord
     | BlockRecord
     | BadSampleRecord
+    | FlopsRecord
     | EndRecord
     | TelemetryStartRecord
     | TelemetryRecord

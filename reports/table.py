@@ -157,6 +157,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
     lines += _cards(summary["utilization"])
+    lines.append(_efficiency(summary))
     if summary["steps"]["skipped"]:
         lines.append(
             f"{summary['steps']['skipped']} updates skipped: a gradient overflowed and the loss scale was halved"
@@ -192,6 +193,17 @@ def _cards(utilization: Mapping[str, Any]) -> list[str]:
         names = ", ".join(f"{name} {share:.0%}" for name, share in held.items() if name != "any")
         parts.append(f"clocks held down in {held['any']:.0%} of the readings ({names})")
     return [f"GPU: {', '.join(parts)}"] if parts else []
+
+
+def _efficiency(summary: Mapping[str, Any]) -> str:
+    found = summary["utilization"]
+    if found["mfu"] is None:
+        return f"MFU is not known: {summary['reasons']['utilization.mfu']}"
+    peak = found["peak"]
+    of = f"{peak['flops_per_second'] / 1e12:.4g} TFLOP/s in {peak['dtype']} on each of {peak['devices']} device(s)"
+    again = f", HFU {found['hfu']:.2%}" if found["hfu"] != found["mfu"] else ""
+    useful = "" if found["useful_fraction"] is None else f"; {found['useful_fraction']:.1%} of it was no padding"
+    return f"MFU {found['mfu']:.2%}{again} of {of} ({peak['source']}){useful}"
 
 
 def _unknown_phases(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The built-in model, behind the same functions that a user's own model file defines.
 
 `build_model`, `example_batch` and `blocks` are the contract; `branches` lets reports speak of camera and
-LiDAR.
+LiDAR, `padded` of what was computed for padding.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "config_from",
     "constant_predictor",
     "example_batch",
+    "padded",
     "truths",
 ]
 
@@ -46,3 +47,12 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def branches(model: nn.Module) -> dict[str, list[nn.Module]]:
     """The parts of the model by name; each parameter is in exactly one."""
     return {name: [model.get_submodule(name)] for name in ("camera", "lidar", "text", "fusion", "heads")}
+
+
+def padded() -> dict[str, tuple[str, ...]]:
+    """What of a batch is padding: keys of `data.schema` by the key that is non-zero where an element is real."""
+    return {
+        "points_mask": ("points", "points_mask"),
+        "tokens": ("tokens",),
+        "boxes_mask": ("boxes", "classes", "boxes_mask"),
+    }

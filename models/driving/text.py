@@ -15,9 +15,9 @@ EGO_SCALES = (10.0, 2.0, 0.3, 0.3, 1.0, 0.3)
 
 
 class TextTower(nn.Module):
-    """tokens int64 (B, T), ego (B, 6) -> (B, T + 1, D).
+    """tokens int64 (B, T), ego (B, 6) -> (B, T + 1, D), T at most `TEXT_BYTES`.
 
-    The text has a fixed length, so its padding is a byte like any other with a learned embedding: no mask,
+    The text of a batch has a fixed length, so its padding is a byte like any other with a learned embedding: no mask,
     which keeps attention on its fused kernels here and in the fusion.
     """
 
@@ -33,7 +33,7 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor, ego: Tensor) -> Tensor:
         scaled = (ego / ego.new_tensor(EGO_SCALES)).to(self.ego.weight.dtype)
-        x = torch.cat([self.bytes(tokens) + self.places, self.ego(scaled).unsqueeze(1)], dim=1)
+        x = torch.cat([self.bytes(tokens) + self.places[: tokens.shape[1]], self.ego(scaled).unsqueeze(1)], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -23,6 +23,7 @@ from ..records import (
     CommPlanRecord,
     EndRecord,
     EventRecord,
+    FlopsRecord,
     MemoryRecord,
     MemoryStepRecord,
     Record,
@@ -50,6 +51,7 @@ class RankRecords:
     memory: MemoryRecord | None
     memory_step: MemoryStepRecord | None = None
     window: WindowRecord | None
+    flops: FlopsRecord | None = None
     bad_samples: tuple[BadSampleRecord, ...] = ()
     blocks: tuple[BlockRecord, ...] = ()
     clocks: tuple[ClockRecord, ...] = ()
@@ -176,6 +178,7 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         memory=_first(records, MemoryRecord),
         memory_step=_first(records, MemoryStepRecord),
         window=_first(records, WindowRecord),
+        flops=_first(records, FlopsRecord),
         bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),
         comm_plans={record.plan: record.collectives for record in records if isinstance(record, CommPlanRecord)},
         end=_first(records, EndRecord),

@@ -14,10 +14,11 @@ from ..runfolder import RunFolder
 from .communication import comm, communication
 from .cost import cost
 from .data import data
+from .efficiency import efficiency, model
 from .imported import NOT_IN_A_TRACE, overlay
 from .load import Run, load_run
 from .memory import memory
-from .reasons import Null, nulls
+from .reasons import Null
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
 from .telemetry import telemetry
@@ -83,6 +84,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
     seconds = step_seconds(run, null)
     samples = samples_per_step(run)
     known = communication(run)
+    about = model(run, null)
     summary = {
         "schema": SCHEMA,
         "source": "measured",
@@ -102,7 +104,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "micro_batch": config["micro_batch"],
         "grad_accumulation": config["grad_accumulation"],
         "global_batch": config["global_batch"],
-        "model": _model(facts, null),
+        "model": about,
         "data": data(run, null),
         "steps": {
             "warmup": min((sum(s.role == "warmup" for s in rank.steps) for rank in run.ranks), default=0),
@@ -118,10 +120,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "per_rank": per_rank(run, known, null),
         "comm": comm(run, known, null),
         "memory": memory(run, null),
-        "utilization": {
-            **nulls("utilization", UTILIZATION, "not recorded in this run", null),
-            **telemetry(run, null),
-        },
+        "utilization": {**efficiency(run, about, seconds, samples, null), **telemetry(run, null)},
         "cost": cost(seconds, samples, config, facts, null),
         "quality": quality(run, null),
         "loss": loss(run),
@@ -153,20 +152,3 @@ def _calibration(run: Run, null: Null) -> dict[str, str] | None:
         null("calibration", run.why_no_calibration)
         return None
     return {"name": found.name, "made_utc": found.made_utc}
-
-
-UTILIZATION = ("mfu", "hfu", "useful_fraction")
-
-
-def _model(facts: Mapping[str, Any], null: Null) -> dict[str, Any]:
-    model = facts.get("model")
-    null("model.flops_per_sample", "operations are not counted in this run")
-    null("model.flops_by_branch", "operations are not counted in this run")
-    if model is None:
-        null("model.parameters", "the run ended before the model was built")
-    return {
-        "name": model["name"] if model else facts["config"]["model"],
-        "parameters": model["parameters"] if model else None,
-        "flops_per_sample": None,
-        "flops_by_branch": None,
-    }

@@ -1,0 +1,90 @@
+"""Shapes of the micro-batches that a rank trains on, and how much of them is padding: what operations depend on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+"""Shape and dtype of each tensor in a batch, in their order."""
+
+
+@dataclass
+class Seen:
+    """How many micro-batches had which shapes. `filled` has, by mask, how many of the elements in how many rows were
+    real, and how many there were; None where a mask cannot be read."""
+
+    shapes: Counter[Shapes] = field(default_factory=Counter)
+    filled: dict[str, tuple[int, int, int]] | None = field(default_factory=dict)
+
+    def add(self, other: Seen) -> None:
+        """Take in what another rank has seen."""
+        self.shapes.update(other.shapes)
+        if self.filled is None or other.filled is None:
+            self.filled = None
+            return
+        for mask, counts in other.filled.items():
+            before = self.filled.get(mask, (0, 0, 0))
+            self.filled[mask] = (before[0] + counts[0], before[1] + counts[1], before[2] + counts[2])
+
+
+class BatchTally:
+    """Notes the micro-batches from number `first` on, `count` of them; the others cost nothing.
+
+    `masks` are keys of a batch whose elements are non-zero where something is real, rows first. They are read on the
+    host alone: a batch that is on a device already is not waited for.
+    """
+
+    def __init__(self, first: int, count: int, masks: Sequence[str]) -> None:
+        self.seen = Seen()
+        self._first, self._end = first, first + count
+        self._number = 0
+        self._masks = masks
+        self._example: tuple[list[Any], Any] | None = None
+
+    def note(self, batch: Any) -> None:
+        """The next micro-batch, before it goes to its device."""
+        number = self._number
+        self._number += 1
+        if not self._first <= number < self._end:
+            return
+        leaves, structure = tree_flatten(batch)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self.seen.shapes[tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)] += 1
+        if self._example is None:
+            self._example = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
+            self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        if self.seen.filled is not None:
+            self.seen.filled = self._filled(batch, self.seen.filled)
+
+    def _filled(self, batch: Any, before: dict[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]] | None:
+        for name in self._masks:
+            mask = batch.get(name) if isinstance(batch, Mapping) else None
+            if not isinstance(mask, torch.Tensor) or mask.device.type != "cpu" or mask.dim() != 2:
+                return None
+            real, rows, there = before.get(name, (0, 0, 0))
+            # numpy: torch takes ten times as long to count what is this small.
+            before[name] = (real + int(np.count_nonzero(mask.numpy())), rows + len(mask), there + mask.numel())
+        return before
+
+    def like(self, shapes: Shapes, device: str, lengths: Mapping[str, int] | None = None) -> Any:
+        """An empty batch of such `shapes`, other leaves as this rank first saw them. A tensor under a key in `lengths`
+        has that many elements in its second dimension. Raises ValueError where `shapes` are of another structure."""
+        assert self._example is not None
+        leaves, structure = self._example
+        if len(shapes) != len(self._places):
+            raise ValueError("batches differ in their number of tensors")
+        leaves = list(leaves)
+        for place, (shape, dtype) in zip(self._places, shapes, strict=True):
+            leaves[place] = torch.empty(shape, dtype=dtype, device=device)
+        batch = tree_unflatten(leaves, structure)
+        for name, length in (lengths or {}).items():
+            whole = batch[name]
+            batch[name] = whole.new_empty((whole.shape[0], length, *whole.shape[2:]))
+        return batch
