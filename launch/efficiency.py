@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..models.contract import ModelSource
 from ..profiles.capture.batches import BatchTally, Seen, Shapes
 from ..profiles.capture.flops import Flops, count_flops
-from ..profiles.records import CountedFlops, CountedShapes, FlopsRecord, Padding
+from ..profiles.used import CountedFlops, CountedShapes, FlopsRecord, Padding
 from .build import build
 from .precision import PRECISIONS
 from .setting import Setting

@@ -11,6 +11,7 @@ from ..profiles.capture.allocator import Allocator
 from ..profiles.capture.memory_step import MemoryProbe
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.storages import StorageLog
+from ..profiles.capture.sync_lines import SyncLines
 from ..profiles.records import MemoryStepRecord, Record
 from . import recompute
 from .assemble import Job
@@ -41,9 +42,16 @@ def follow_memory(
         return True
     names = {module: name for name, module in job.run.module.named_modules()}
     selective = job.config.checkpointing == "selective"
-    log = StorageLog(job.device.type, names, kept=recompute.KEPT if selective else frozenset(), buckets=job.run.buckets)
+    syncs = SyncLines()
+    log = StorageLog(
+        job.device.type,
+        names,
+        kept=recompute.KEPT if selective else frozenset(),
+        buckets=job.run.buckets,
+        heard=syncs.heard,
+    )
     allocator = Allocator(job.device) if job.device.type == "cuda" else None
-    watch = MemoryProbe(probe, job.run, log, allocator)
+    watch = MemoryProbe(probe, job.run, log, allocator, syncs)
     samples = job.setting.micro_batch * job.setting.accumulation
     steps = [Step(index=first + number, role="memory", lr=0.0, samples=samples) for number in range(STEPS)]
     try:

@@ -31,8 +31,9 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from .records import SCHEMA, Record, StartRecord, StepRecord, TelemetryStartRecord, any_record
+from .records import SCHEMA, Record, StartRecord, StepRecord, any_record
 from .storage import Sleep, point, replace_file, retried, sync_folder, writing
+from .used import TelemetryStartRecord
 
 # Nothing that is read again line by line is longer: what a record holds beyond it is cut.
 MAX_RECORD_BYTES = 1 << 20

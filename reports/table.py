@@ -18,6 +18,7 @@ CAUSES = {
     "no_optimizer": "the optimizer's update",
     "no_recompute": "recomputing activations",
 }
+SYNCS_SHOWN = 3
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -156,6 +157,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
+    lines += _syncs(summary)
     lines += _cards(summary["utilization"])
     lines.append(_efficiency(summary))
     if summary["steps"]["skipped"]:
@@ -175,6 +177,16 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         failed = f", {event['failed']} of them FAILED" if event["failed"] else ""
         lines.append(f"{event['kind']}: {event['count']} x{failed}, {event['seconds']:.3g} s in all, outside the steps")
     return [Text(line) for line in lines]
+
+
+def _syncs(summary: Mapping[str, Any]) -> list[str]:
+    """Where the host waits for its GPU, or would."""
+    verb = "the host waits" if summary["device"] == "cuda" else "on a GPU the host would wait"
+    rows = [sync for sync in summary["host_syncs"] or [] if sync["source"]]
+    return [
+        f"{verb} {sync['calls_per_step']} x a step for {sync['operator']}, {sync['source']}"
+        for sync in rows[:SYNCS_SHOWN]
+    ]
 
 
 def _cards(utilization: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ def cost(
     if step_seconds["mean"] is None or samples is None:
         why = "no measured step was finished" if samples is not None else "samples were not counted"
         null("cost.device_hours_per_million_samples", why)
+        null("cost.gpu_hours_per_million_samples", why)
     else:
         hours = facts["world_size"] * step_seconds["mean"] / samples / 3600 * 1e6
     on_gpu = config["device"] == "cuda"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..records import CountedFlops, CountedShapes, FlopsRecord
+from ..used import CountedFlops, CountedShapes, FlopsRecord
 from .load import Run
 from .reasons import Null, nulls
 

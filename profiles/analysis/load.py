@@ -23,18 +23,20 @@ from ..records import (
     CommPlanRecord,
     EndRecord,
     EventRecord,
-    FlopsRecord,
-    MemoryRecord,
-    MemoryStepRecord,
     Record,
     StartRecord,
     StepRecord,
-    TelemetryLackRecord,
-    TelemetryRecord,
-    TelemetryStartRecord,
     WindowRecord,
 )
 from ..runfolder import RunFolder
+from ..used import (
+    FlopsRecord,
+    MemoryRecord,
+    MemoryStepRecord,
+    TelemetryLackRecord,
+    TelemetryRecord,
+    TelemetryStartRecord,
+)
 
 Kind = TypeVar("Kind", bound=Record)
 

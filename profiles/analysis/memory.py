@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..records import MEMORY_KINDS, EndRecord, MemoryStepRecord
+from ..records import EndRecord
+from ..used import MEMORY_KINDS, MemoryStepRecord
 from .load import RankRecords, Run
 from .reasons import Null
 
@@ -29,7 +30,7 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
     held = max(states, key=lambda row: sum(row[kind] for kind in MODEL_STATE), default=None)
     state = {kind: held[kind] if held else None for kind in MODEL_STATE}
     followed = by_rank[worst["rank"]].memory_step if worst else None
-    why = _why(run)
+    why = why_not_followed(run)
     if held is None:
         null("memory.state", NOT_RECORDED)
     by_kind = worst["by_kind"] if worst else None
@@ -142,8 +143,8 @@ def _largest(rows: Sequence[dict[str, Any]], name: str) -> Any:
     return max((row[name] for row in rows if row[name] is not None), default=None)
 
 
-def _why(run: Run) -> str:
-    """Why a rank has no kinds at its peak."""
+def why_not_followed(run: Run) -> str:
+    """Why no step's operators and storages were followed on every rank."""
     failed = [f"rank {r.rank}: {r.memory_step.failed}" for r in run.ranks if r.memory_step and r.memory_step.failed]
     return failed[0] if failed else NO_STEP
 

@@ -15,6 +15,7 @@ from .communication import comm, communication
 from .cost import cost
 from .data import data
 from .efficiency import efficiency, model
+from .host_syncs import host_syncs
 from .imported import NOT_IN_A_TRACE, overlay
 from .load import Run, load_run
 from .memory import memory
@@ -53,9 +54,9 @@ def _imported(run: Run, rows: Rows, merged: Mapping[str, Any]) -> dict[str, Any]
     reasons: dict[str, str] = {}
     summary = _summary(run, rows, merged, reasons)
     reasons = {path: reasons[path] if path.startswith("trace") else NOT_IN_A_TRACE for path in reasons}
-    for name in (*run.run_json["config"], "name", "device_name", "oversubscribed", "world_size"):
-        if name in summary and summary[name] is None:
-            reasons[name] = NOT_IN_A_TRACE
+    for path in _nulls(summary):
+        if not any(path == told or path.startswith(f"{told}.") for told in reasons):
+            reasons[path] = NOT_IN_A_TRACE
 
     def null(path: str, why: str) -> None:
         reasons[path] = why
@@ -63,6 +64,13 @@ def _imported(run: Run, rows: Rows, merged: Mapping[str, Any]) -> dict[str, Any]
     found = overlay(summary, rows, null)
     known = [path for path in reasons if _at(found, path) is not None]
     return {**found, "reasons": {path: reasons[path] for path in sorted(reasons) if path not in known}}
+
+
+def _nulls(value: Any, path: str = "") -> list[str]:
+    """The dotted path of every null in a nest of objects."""
+    if isinstance(value, Mapping):
+        return [found for name, each in value.items() for found in _nulls(each, f"{path}.{name}" if path else name)]
+    return [path] if value is None else []
 
 
 def _at(summary: Mapping[str, Any], path: str) -> Any:
@@ -120,6 +128,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "per_rank": per_rank(run, known, null),
         "comm": comm(run, known, null),
         "memory": memory(run, null),
+        "host_syncs": host_syncs(run, null),
         "utilization": {**efficiency(run, about, seconds, samples, null), **telemetry(run, null)},
         "cost": cost(seconds, samples, config, facts, null),
         "quality": quality(run, null),

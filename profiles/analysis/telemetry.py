@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..records import TelemetryRecord
+from ..used import TelemetryRecord
 from .load import HostTelemetry, RankRecords, Run
 from .reasons import Null, nulls
 from .statistics import P99_STEPS

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..records import AllocatorRecord
+from ..used import AllocatorRecord
 
 
 class Allocator:

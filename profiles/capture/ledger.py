@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import MEMORY_KINDS, MemoryPeak, MemoryTimeline
+from ..used import MEMORY_KINDS, MemoryPeak, MemoryTimeline
 
 # Points of a timeline. In each of its parts the highest of every kind and of all together are kept, and the lowest.
 MOST_POINTS = 500

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ..records import EndRecord, MemoryRecord
+from ..records import EndRecord
+from ..used import MemoryRecord
 
 _DIGEST_ELEMENTS = 1 << 20
 

@@ -14,12 +14,13 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from ..records import MEMORY_KINDS, MemoryStepRecord
+from ..used import MEMORY_KINDS, MemoryStepRecord
 from .allocator import Allocator
 from .ledger import Change, ledger
 from .probe import Probe
 from .steps import ScheduledStep
 from .storages import Held, StorageLog
+from .sync_lines import SyncLines
 
 STATE = MEMORY_KINDS[:3]
 
@@ -36,11 +37,19 @@ class MemoryProbe:
     """Hands the loop's calls to `probe`, but for those that would allocate, and follows storages in between. The last
     step's kinds and timeline are in the record; `followed(batch)` tells of a batch that is on its device."""
 
-    def __init__(self, probe: Probe, run: Followed, log: StorageLog, allocator: Allocator | None = None) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        run: Followed,
+        log: StorageLog,
+        allocator: Allocator | None = None,
+        syncs: SyncLines | None = None,
+    ) -> None:
         self._probe = probe
         self._run = run
         self._log = log
         self._allocator = allocator
+        self._syncs = syncs or SyncLines()
         self._figures: Any = None
         self._left: list[int] = []
 
@@ -50,6 +59,7 @@ class MemoryProbe:
         with self._probe.step(step):
             if self._allocator is not None:
                 self._allocator.begin()
+            self._syncs.begin()
             with log.step():
                 log.attempt(self._state_of_now)
                 yield
@@ -110,6 +120,7 @@ class MemoryProbe:
             left_bytes=list(self._left),
             left_by=self._left_by(),
             allocator=self._figures,
+            host_syncs=self._syncs.found(),
         )
 
     def _left_by(self) -> str | None:

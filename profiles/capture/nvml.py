@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..records import WatchedCard
+from ..used import WatchedCard
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, by nvml.h.
 CLOCK_EVENTS = {

@@ -57,7 +57,8 @@ class StorageLog(TorchDispatchMode):
     """Follows the storages on devices of one type, step by step: `with log.step(): ...`.
 
     `names` has the path of each module. `kept` are operations whose results a checkpoint keeps by itself, out of sight
-    of autograd's hooks; `buckets()`, asked at each collective, is where gradients are collected for it. A fault of the
+    of autograd's hooks; `buckets()`, asked at each collective, is where gradients are collected for it; `heard` is
+    told of each operation. A fault of the
     log's own never reaches the step: `failed` then says what it was.
     """
 
@@ -68,6 +69,7 @@ class StorageLog(TorchDispatchMode):
         kept: frozenset[Any] = frozenset(),
         buckets: Callable[[], Iterable[torch.Tensor]] = tuple,
         clock: Callable[[], int] = time.perf_counter_ns,
+        heard: Callable[[Any, Any, Any], object] = lambda func, args, result: None,
     ) -> None:
         super().__init__()
         self.phase: str | None = None
@@ -81,6 +83,7 @@ class StorageLog(TorchDispatchMode):
         self._kept = kept
         self._buckets = buckets
         self._clock = clock
+        self._heard = heard
         self._number = -1
         self._alive: dict[int, tuple[Any, Held]] = {}
         self._modules: list[str | None] = []
@@ -140,6 +143,7 @@ class StorageLog(TorchDispatchMode):
             return NotImplemented  # a DTensor comes again as what it is made of
         result = func(*args, **(kwargs or {}))
         self.attempt(self._look, func, args, kwargs, result)
+        self.attempt(self._heard, func, args, result)
         return result
 
     def _look(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:

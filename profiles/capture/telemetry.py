@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..records import Record, TelemetryLackRecord, TelemetryRecord, TelemetryStartRecord
+from ..records import Record
+from ..used import TelemetryLackRecord, TelemetryRecord, TelemetryStartRecord
 from .nvml import CardGoneError, find_cards, load_nvml
 
 # Ten a second: as often as NVML has new numbers of most things (its energy counter moves every 20 to 100 ms, its

@@ -15,7 +15,7 @@ from scalelab.launch.setting import Setting
 from scalelab.models.contract import load_model
 from scalelab.profiles.analysis.summary import write_summary
 from scalelab.profiles.capture.batches import BatchTally
-from scalelab.profiles.records import FlopsRecord
+from scalelab.profiles.used import FlopsRecord
 
 from tests.support.supervised import run_supervised
 

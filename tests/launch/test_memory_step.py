@@ -21,7 +21,7 @@ from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.capture.memory import digest
 from scalelab.profiles.capture.memory_step import MemoryProbe
 from scalelab.profiles.capture.storages import StorageLog
-from scalelab.profiles.records import MemoryStepRecord
+from scalelab.profiles.used import MemoryStepRecord
 from torch import nn
 from torch.nn import functional as F
 

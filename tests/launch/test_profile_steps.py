@@ -41,7 +41,8 @@ def test_a_window_leaves_a_trace_per_rank_that_names_what_was_planted(tmp_path: 
     assert (summary["steps"]["measured"], summary["steps"]["profiled"]) == (4, 2)
     assert len(summary["loss"]) == 5
     roles = [record.role for record in outcome.folder.records(0)[0] if isinstance(record, StepRecord)]
-    assert roles == ["warmup", *["measured"] * 4, *["profiled"] * 2, *["settle"] * 3]
+    assert roles[:10] == ["warmup", *["measured"] * 4, *["profiled"] * 2, *["settle"] * 3]
+    assert set(roles[10:]) == {"memory"}
     assert summary["trace"]["steps"] == 2
     for row in summary["trace"]["per_rank"]:
         (item,) = [sync for sync in row["host_syncs"] if "micro.py" in (sync["source"] or "")]
@@ -51,6 +52,9 @@ def test_a_window_leaves_a_trace_per_rank_that_names_what_was_planted(tmp_path: 
     rows = [row for row in merged["traceEvents"] if row["ph"] == "X"]
     assert {row["pid"] for row in rows} == {0, 1}
     assert {"data", "forward", "backward", "optimizer", "gloo:all_reduce"} <= {row["name"] for row in rows}
+    (line,) = [sync for sync in summary["host_syncs"] if "micro.py" in (sync["source"] or "")]
+    assert (line["operator"], line["calls_per_step"]) == ("aten::_local_scalar_dense", 1)
+    assert line["source"].endswith("micro.py:11 (forward)")
     (profiler,) = [row for row in summary["events"] if row["kind"] == "profiler"]
     assert profiler["count"] == 2
     assert profiler["failed"] == 0

@@ -21,8 +21,9 @@ from scalelab.launch.devices import detect
 from scalelab.launch.plan import Plan, resolve
 from scalelab.launch.supervision import telemetry
 from scalelab.launch.supervision.supervisor import supervise
-from scalelab.profiles.records import StartRecord, TelemetryLackRecord, TelemetryRecord
+from scalelab.profiles.records import StartRecord
 from scalelab.profiles.runfolder import RunFolder, appending
+from scalelab.profiles.used import TelemetryLackRecord, TelemetryRecord
 
 from tests.launch.test_run import scalelab
 from tests.profiles.test_telemetry import UUIDS, start

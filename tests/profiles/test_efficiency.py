@@ -9,7 +9,8 @@ import pytest
 from scalelab.profiles.analysis.efficiency import catalogue
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
-from scalelab.profiles.records import CountedFlops, CountedShapes, FlopsRecord, Padding, Record
+from scalelab.profiles.records import Record
+from scalelab.profiles.used import CountedFlops, CountedShapes, FlopsRecord, Padding
 
 from tests.profiles.test_calibration import CALIBRATION, spread
 from tests.profiles.test_summary import explained, folder_with, run_json, silent, step

@@ -13,15 +13,14 @@ from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.capture.allocator import Allocator
 from scalelab.profiles.capture.ledger import MOST_POINTS, Change, ledger
-from scalelab.profiles.records import (
+from scalelab.profiles.records import EndRecord, Record
+from scalelab.profiles.used import (
     MEMORY_KINDS,
     AllocatorRecord,
-    EndRecord,
     MemoryPeak,
     MemoryRecord,
     MemoryStepRecord,
     MemoryTimeline,
-    Record,
 )
 
 from tests.profiles.test_summary import explained, folder_with, run_json, silent, step

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from scalelab.profiles.capture.nvml import CLOCK_EVENTS
 from scalelab.profiles.capture.telemetry import PERIOD_SECONDS, watch
-from scalelab.profiles.records import Record, TelemetryLackRecord, TelemetryRecord, TelemetryStartRecord
+from scalelab.profiles.records import Record
+from scalelab.profiles.used import TelemetryLackRecord, TelemetryRecord, TelemetryStartRecord
 
 from tests.support import fake_nvml
 from tests.support.fake_nvml import FakeCard

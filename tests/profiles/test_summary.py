@@ -10,8 +10,9 @@ import pytest
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.statistics import block_bootstrap_mean, spread
 from scalelab.profiles.analysis.summary import summarise, write_summary
-from scalelab.profiles.records import EndRecord, EventRecord, MemoryRecord, Record, Role, StepRecord, WindowRecord
+from scalelab.profiles.records import EndRecord, EventRecord, Record, Role, StepRecord, WindowRecord
 from scalelab.profiles.runfolder import RunFolder, appending
+from scalelab.profiles.used import MemoryRecord
 
 # fmt: off
 TOP_LEVEL = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
-from scalelab.profiles.records import MemoryRecord
+from scalelab.profiles.used import MemoryRecord
 from scalelab.reports.live import PLAIN_SECONDS, LiveLine
 from scalelab.reports.table import run_table, size
 

@@ -16,8 +16,9 @@ from scalelab.launch.strategies._contract import Sharded
 from scalelab.models.contract import load_model
 from scalelab.profiles.capture.probe import Probe
 from scalelab.profiles.capture.timeline import HostTimeline
-from scalelab.profiles.records import MemoryStepRecord, Record, StepRecord
+from scalelab.profiles.records import Record, StepRecord
 from scalelab.profiles.runfolder import RunFolder
+from scalelab.profiles.used import MemoryStepRecord
 
 from tests.support import ranks
 

@@ -1,0 +1,78 @@
+"""Where a step asks for a value that a GPU has yet to compute, so that the host waits: the operator and the line.
+
+The profiler's own stacks name the function alone; here the frame is looked at while the operator runs. On CPU such a
+line costs nothing, and is worth knowing before the job moves to a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ..used import HostSync
+
+aten = torch.ops.aten
+# Their results are numbers of the host, or have a size that their values decide.
+WAITS = frozenset(
+    {
+        aten._local_scalar_dense.default,
+        aten.nonzero.default,
+        aten.masked_select.default,
+        aten.unique_dim.default,
+        aten._unique2.default,
+        aten.is_nonzero.default,
+        aten.repeat_interleave.Tensor,
+    }
+)
+_COPIES = frozenset({aten._to_copy.default, aten.copy_.default})
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+_INSTALLED = os.sep + "site-packages" + os.sep
+
+
+class SyncLines:
+    """Counts such operators by line, of one step at a time."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[tuple[str, str | None]] = Counter()
+
+    def begin(self) -> None:
+        """A step begins: what was counted is forgotten."""
+        self._calls.clear()
+
+    def heard(self, func: Any, args: Any, result: Any) -> None:
+        """An operator ran, on the calling thread."""
+        if func in WAITS or (func in _COPIES and _leaves_the_device(args, result)):
+            self._calls[str(func.name()).removesuffix(".default"), _line(sys._getframe(1))] += 1
+
+    def found(self) -> list[HostSync]:
+        """What was counted, the most frequent first; what measuring itself asks for on CPU is left out."""
+        return [
+            HostSync(operator=operator, source=source, calls=calls)
+            for (operator, source), calls in self._calls.most_common()
+            if source != ""
+        ]
+
+
+def _leaves_the_device(args: Any, result: Any) -> bool:
+    """Whether a copy goes from a GPU to the host's memory, for which the host waits unless it is told not to."""
+    source = next((each for each in reversed(args) if isinstance(each, torch.Tensor)), None)
+    return source is not None and source.is_cuda and isinstance(result, torch.Tensor) and not result.is_cuda
+
+
+def _line(frame: FrameType | None) -> str | None:
+    """The innermost line that is neither torch's nor an installed library's; empty where the probe asked."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(_OURS) and os.path.basename(file) in ("probe.py", "finite.py"):
+            return ""
+        outside = file.startswith((_TORCH, _OURS, "<")) or _INSTALLED in file
+        if not outside:
+            return f"{file}:{frame.f_lineno} ({frame.f_code.co_name})"
+        frame = frame.f_back
+    return None
