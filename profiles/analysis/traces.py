@@ -60,8 +60,8 @@ def without_trace(rank: int, why: str) -> dict[str, Any]:
 def merge_traces(folder: Path, files: dict[int, Path], run: Run) -> dict[str, Any]:
     """Write one trace of all ranks beside theirs: its `file` and the events that were `left_out`; or `why` there is
     none."""
-    if len(files) < 2:
-        return {"why": "there is one trace"}
+    if not files:
+        return {"why": "there is no trace"}
     if sum(path.stat().st_size for path in files.values()) > MOST_MERGED_BYTES:
         return {"why": f"the traces take more than {MOST_MERGED_BYTES >> 20} MiB together"}
     ahead = wall_clocks_ahead_ns(run) if run.ranks else {}

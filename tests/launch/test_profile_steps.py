@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,7 @@ def no_profiler(rank: int) -> None:
         profiler_module.Profiler.__init__.__defaults__ = (refused,)
 
 
+@pytest.mark.fault(64)
 def test_a_profiler_that_will_not_start_costs_its_trace_alone(tmp_path: Path) -> None:
     """On one rank of two: the run ends well, and says why there is one trace and not two."""
     outcome = run_supervised(tmp_path, steps=3, profile_steps=2, plant=no_profiler)
@@ -79,6 +82,29 @@ def test_a_profiler_that_will_not_start_costs_its_trace_alone(tmp_path: Path) ->
     assert summary["steps"]["measured"] == 3
 
 
+def dies_while_it_exports(rank: int) -> None:
+    def die(self: Profiler, made: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if rank == 1:
+        Profiler._written = die
+
+
+@pytest.mark.fault(7)
+def test_a_rank_killed_while_it_exports_costs_no_number(tmp_path: Path) -> None:
+    outcome = run_supervised(tmp_path, steps=5, profile_steps=1, plant=dies_while_it_exports)
+    assert outcome.status["exit_code"] == 5
+    assert (outcome.status["culprit"]["rank"], outcome.status["culprit"]["phase"]) == (1, "profiler")
+    summary = write_summary(outcome.folder)
+    assert summary["steps"]["measured"] == 5
+    assert summary["phases"]["backward"]["mean"] > 0
+    rows = summary["trace"]["per_rank"] if summary["trace"] is not None else []
+    assert 1 not in {row["rank"] for row in rows}
+    assert not list((outcome.folder.path / "traces").glob("r001*"))
+    assert outcome.left == []
+
+
+@pytest.mark.fault(64)
 @pytest.mark.parametrize("fails", ["start", "stop", "export_chrome_trace"])
 def test_whatever_of_the_profiler_fails_is_kept_and_raises_nothing(tmp_path: Path, fails: str) -> None:
     class Fake:

@@ -42,6 +42,7 @@ def test_a_list_alone_is_a_trace(tmp_path: Path) -> None:
     assert len(read_trace(tmp_path / "t.json")) == 3
 
 
+@pytest.mark.fault(63)
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_file_that_is_cut_off_gives_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
@@ -60,6 +61,7 @@ def test_a_file_that_is_cut_off_gives_what_it_has(
     assert 0 < counts[0] < counts[-1] < 100
 
 
+@pytest.mark.fault(63)
 def test_damage_in_the_middle_costs_the_events_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "PIECE_BYTES", 2000)
     content = bytearray(write_trace(tmp_path / "w.json", many(300)).read_bytes())
@@ -71,6 +73,7 @@ def test_damage_in_the_middle_costs_the_events_around_it(tmp_path: Path, monkeyp
     assert trace.dropped == {"not readable": 300 - len(trace)}
 
 
+@pytest.mark.fault(63)
 def test_bit_flips_raise_nothing_but_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "PIECE_BYTES", 1500)
     generator = random.Random(0)
@@ -84,6 +87,7 @@ def test_bit_flips_raise_nothing_but_a_message(tmp_path: Path, monkeypatch: pyte
                 assert len(read_trace(tmp_path / "t.json")) <= 60
 
 
+@pytest.mark.fault(63)
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"[]", b'{"traceEvents": []}', b"PK\x03\x04", gzip.compress(b""), b"[1, 2]"]
 )
@@ -93,6 +97,7 @@ def test_what_holds_no_event_is_refused_by_name(tmp_path: Path, content: bytes) 
         read_trace(tmp_path / "t.json")
 
 
+@pytest.mark.fault(63)
 def test_times_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:
     good = [event("good", i, i + 1) for i in range(20)]
     text = orjson.dumps([*good, event("negative", 5, 2)])[:-1]
@@ -105,6 +110,7 @@ def test_times_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:
     assert not trace.damage
 
 
+@pytest.mark.fault(63)
 def test_names_obey_no_terminal(tmp_path: Path) -> None:
     """Control characters, raw as no JSON may hold them, and written out; and what is no text at all."""
     raw = b'[{"ph":"X","cat":"cpu_op","name":"a\x1b[2J\nb","pid":1,"tid":1,"ts":1,"dur":1},'

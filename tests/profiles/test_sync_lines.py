@@ -1,0 +1,58 @@
+"""Lines at which a host waits for its device: the exact ones, once each, and none of the lab's own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from scalelab.profiles.capture.storages import StorageLog
+from scalelab.profiles.capture.sync_lines import SyncLines
+
+
+def planted(x: torch.Tensor) -> float:
+    total = x.sum().item()
+    for _ in range(3):
+        x.nonzero()
+    return total + float(x[0])
+
+
+def line_of(text: str) -> int:
+    lines, first = inspect.getsourcelines(planted)
+    return first + next(number for number, line in enumerate(lines) if text in line)
+
+
+def followed(act: Any) -> list[tuple[str, str | None, int]]:
+    syncs = SyncLines()
+    log = StorageLog("cpu", {}, heard=syncs.heard)
+    syncs.begin()
+    with log.step():
+        act()
+    assert log.failed is None
+    return [(sync.operator, sync.source, sync.calls) for sync in syncs.found()]
+
+
+def test_each_wait_is_named_by_its_own_line() -> None:
+    """Not by the function's first, nor by torch's frames in between."""
+    found = followed(lambda: planted(torch.ones(4)))
+    expected = [
+        ("aten::nonzero", f"{__file__}:{line_of('nonzero')} (planted)", 3),
+        ("aten::_local_scalar_dense", f"{__file__}:{line_of('.item()')} (planted)", 1),
+        ("aten::_local_scalar_dense", f"{__file__}:{line_of('float(')} (planted)", 1),
+    ]
+    assert found == expected
+
+
+def test_what_waits_for_nothing_is_not_named() -> None:
+    x = torch.ones(4, requires_grad=True)
+    assert followed(lambda: (x * 2).sum().backward()) == []
+
+
+def test_a_step_forgets_the_one_before() -> None:
+    syncs = SyncLines()
+    log = StorageLog("cpu", {}, heard=syncs.heard)
+    for _ in range(2):
+        syncs.begin()
+        with log.step():
+            planted(torch.ones(4))
+    assert [sync.calls for sync in syncs.found()] == [3, 1, 1]
