@@ -31,9 +31,12 @@ def profile_steps(
     A profiler that fails is noted in the run's records, and the steps run without it: all ranks do the same.
     """
     profiler = Profiler(job.folder.trace_file(job.rank.rank), job.device, count)
-    distributed.barrier()
     with probe.event("profiler", first - 1):
         profiler.start()
+    distributed.barrier()
+    # The first step under it pays for what it sets up, and is in no window.
+    _steps(job, batches, to_device, probe, "settle", first, 1)
+    first += 1
     _steps(job, batches, to_device, RangedProbe(probe, torch.profiler.record_function), "profiled", first, count)
     with probe.event("profiler", first + count - 1) as values:
         profiler.stop()

@@ -44,7 +44,8 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
     if first is not None:
         kind = "kernels" if first["kernels"] else "operators"
         if (merged := trace["merged"]) is not None:
-            parts.append(Text(f"all ranks on one clock, for https://ui.perfetto.dev: {merged['file']}"))
+            clocks = "" if merged["clocks"] == "compared" else f" (clocks {merged['clocks']})"
+            parts.append(Text(f"all ranks in one, for https://ui.perfetto.dev: {merged['file']}{clocks}"))
         parts += [_top(f"{kind} of rank {first['rank']}", first[kind]), *_syncs(first)]
     return Group(*parts)
 

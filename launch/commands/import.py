@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ...profiles.analysis.imported import config_of
 from ...profiles.analysis.load import load_run
 from ...profiles.analysis.summary import summarise
-from ...profiles.analysis.traces import SUFFIXES, merge_traces, read_traces, trace_files
+from ...profiles.analysis.traces import MERGED, SUFFIXES, merge_traces, read_traces, trace_files
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import writing
@@ -33,7 +34,8 @@ SUMMARY = (
     "files, or folders of them. What a trace does not tell is null."
 )
 FLAGS = {"json": "print the summary as JSON on stdout"}
-_RANK = re.compile(r"(?:^|[^a-z])r(?:ank)?[-_.]?(\d+)", re.IGNORECASE)
+_RANK = re.compile(r"(?:^|[^a-z])rank[-_.]?(\d{1,7})(?!\d)", re.IGNORECASE)
+_OURS = re.compile(r"r(\d{3,7})\.pt\.trace\.json")
 
 
 class ImportOptions(BaseModel):
@@ -54,7 +56,10 @@ def main(argv: Sequence[str]) -> int:
     usable = [row for row in rows if row["unusable"] is None]
     if not usable:
         raise ConfigError([row["unusable"] for row in rows], hint="give traces that torch.profiler has written")
-    ranks, world_size = _ranks(files, rows), _world_size(rows)
+    world_size = _world_size(usable)
+    ranks = _ranks(files, rows, world_size)
+    devices = [row["facts"]["device_name"] for row in usable if row["facts"]["device_name"] is not None]
+    on_gpus = any(row["why_no_device"] or any(each["device"] is not None for each in row["devices"]) for row in usable)
     folder = RunFolder.create(Path(options.out), options.name or files[0].name.partition(".")[0])
     copies: list[str] = []
     with writing(folder.path):
@@ -64,9 +69,6 @@ def main(argv: Sequence[str]) -> int:
             copy = folder.path / "traces" / f"r{rank:03d}.pt.trace.json{packed}"
             shutil.copyfile(path, copy)
             copies.append(copy.name)
-    facts = [row["facts"] for row in usable]
-    on_device = any(device["device"] is not None for row in usable for device in row["devices"])
-    names = [fact["device_name"] for fact in facts if fact["device_name"] is not None]
     folder.write(
         "run.json",
         {
@@ -75,12 +77,12 @@ def main(argv: Sequence[str]) -> int:
             "name": options.name or "imported",
             "source": "imported",
             "command": ["scalelab", "import", *map(redacted_argument, argv)],
-            "config": config_of("cuda" if on_device else "cpu"),
+            "config": config_of("cuda" if on_gpus else "cpu"),
             "precision": None,
             "target": None,
-            "world_size": world_size or len(files),
+            "world_size": world_size,
             "oversubscribed": None,
-            "device_name": names[0] if names else None,
+            "device_name": devices[0] if devices else None,
             "imported": {f"{rank:03d}": str(path) for rank, path in zip(ranks, files, strict=True)},
             "data": None,
             "environment": environment.capture(),
@@ -88,7 +90,10 @@ def main(argv: Sequence[str]) -> int:
         },
     )
     folder.write("status.json", status("finished", Exit.OK))
-    named = [{**row, "rank": rank, "file": copy} for rank, row, copy in zip(ranks, rows, copies, strict=True)]
+    named = [
+        {**row, "rank": rank} | ({} if row["unusable"] else {"file": copy})
+        for rank, row, copy in zip(ranks, rows, copies, strict=True)
+    ]
     run = load_run(folder)
     merged = merge_traces(folder.path, trace_files(folder.path), run)
     summary = summarise(run, sorted(named, key=lambda row: row["rank"]), merged)
@@ -109,7 +114,8 @@ def _files(given: Sequence[str]) -> list[Path]:
     for text in given:
         path = Path(text)
         if path.is_dir():
-            inside = sorted(each for each in path.iterdir() if each.name.endswith(SUFFIXES) and each.is_file())
+            found_here = [each for each in path.iterdir() if each.name.endswith(SUFFIXES) and each.is_file()]
+            inside = sorted((each for each in found_here if each.name != MERGED), key=_natural)
             if not inside:
                 raise ConfigError(f"{text}: the folder holds no .json or .json.gz file", hint="give trace files")
             found += inside
@@ -120,28 +126,40 @@ def _files(given: Sequence[str]) -> list[Path]:
     return found
 
 
-def _ranks(files: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Each file's rank: what the trace says, else what its name says, else its place. Raises ConfigError for two traces
-    of one rank."""
-    told = [row.get("facts", {}).get("rank") for row in rows]
-    named = [int(match[1]) if (match := _RANK.search(path.name)) else None for path in files]
-    for ranks in (told, named):
-        known = [rank for rank in ranks if rank is not None]
-        if len(known) == len(set(known)) == len(files):
-            return known
-    if len(known := [rank for rank in told if rank is not None]) == len(files):
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts rank2 before rank10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _ranks(files: Sequence[Path], rows: Sequence[Mapping[str, Any]], world_size: int | None) -> list[int]:
+    """Each file's rank: what the trace says, else what its name says; where neither does of any file, its place; else
+    the next free one. Raises ConfigError for two traces of one rank, and for a rank that the job does not have."""
+    told = [_rank_of(path, row) for path, row in zip(files, rows, strict=True)]
+    known = [rank for rank in told if rank is not None]
+    if len(known) != len(set(known)):
         twice = next(rank for rank in known if known.count(rank) > 1)
         both = " and ".join(str(path) for path, rank in zip(files, told, strict=True) if rank == twice)
         raise ConfigError(f"{both}: all are of rank {twice}", hint="give one trace a rank, all of one job and window")
-    return list(range(len(files)))
+    if world_size is not None and known and max(known) >= world_size:
+        raise ConfigError(
+            f"a trace is of rank {max(known)}, in a job of {world_size} ranks by another: of different jobs",
+            hint="import those of one job at a time",
+        )
+    free = (rank for rank in itertools.count(max(known, default=-1) + 1))
+    return [next(free) if rank is None else rank for rank in told]
+
+
+def _rank_of(path: Path, row: Mapping[str, Any]) -> int | None:
+    if (rank := row.get("facts", {}).get("rank")) is not None:
+        return rank
+    match = _OURS.match(path.name) or _RANK.search(path.name)
+    return int(match[1]) if match else None
 
 
 def _world_size(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """The number of ranks that the traces tell. Raises ConfigError where they tell different ones."""
-    worlds = sorted({row["facts"]["world_size"] for row in rows if row["unusable"] is None} - {None})
+    """The number of ranks that the traces tell; None where none does. Raises ConfigError for different ones."""
+    worlds = sorted({row["facts"]["world_size"] for row in rows} - {None})
     if len(worlds) > 1:
-        sizes = ", ".join(map(str, worlds))
-        raise ConfigError(
-            f"the traces are of different jobs: of {sizes} ranks", hint="import those of one job at a time"
-        )
+        told = f"the traces are of different jobs: of {', '.join(map(str, worlds))} ranks"
+        raise ConfigError(told, hint="import those of one job at a time")
     return worlds[0] if worlds else None

@@ -10,7 +10,7 @@ import numpy as np
 from .reasons import Null, nulls
 from .statistics import spread
 from .steps import ALL_PHASES
-from .traces import mean_of
+from .traces import device_mean
 
 NOT_IN_A_TRACE = "a trace does not tell it"
 
@@ -23,68 +23,56 @@ def config_of(device: str | None) -> dict[str, Any]:
 
 
 def overlay(summary: dict[str, Any], rows: Sequence[Mapping[str, Any]], null: Null) -> dict[str, Any]:
-    """`summary`, made of no records, with what `rows` (of `read_traces`) tell in its place.
-
-    Steps are the profiler's, which it makes longer; times of a device are means over ranks, per step.
-    """
+    """`summary`, made of no records, with what `rows` (of `read_traces`) tell in its place: times per step of the
+    profiler, which makes them longer, mean over ranks."""
     usable = [row for row in rows if row["unusable"] is None]
-    steps = min((len(row["steps"]) for row in usable), default=0)
-    seconds = [[step["seconds"] for step in row["steps"][:steps]] for row in usable]
-    found = spread(np.mean(seconds, axis=0).tolist() if steps else [])
+    seconds = _step_seconds(usable)
+    steps = len(seconds)
+    found = spread(seconds)
     for name, value in found.items():
         if value is None:
-            why = f"{steps} profiled steps are too few" if steps else "the traces mark no step"
+            why = f"{steps} profiled steps are too few" if steps else "the traces mark no step that all ranks share"
             null(f"step_seconds.{name}", why)
+    comm = nulls("comm", summary["comm"], NOT_IN_A_TRACE, null)
+    mean, why = device_mean(usable)
+    exposed = None if mean is None else mean["exposed_communication_seconds"]
+    null("comm.exposed_seconds", why)
+    for name in ("busy_seconds", "overlapped_seconds"):
+        # A kernel of a collective also runs while it waits for a late rank, which is not the wire.
+        null(f"comm.{name}", "kernels of collectives wait for late ranks too: see trace.device_mean")
     return {
         **summary,
         "source": "imported",
-        "steps": {**summary["steps"], "profiled": steps},
+        "steps": {**nulls("steps", summary["steps"], NOT_IN_A_TRACE, null), "profiled": steps},
         "step_seconds": found,
-        "phases": _phases(usable, steps, found["mean"], null),
-        "comm": {**summary["comm"], **_comm(usable, steps, null)},
-    }
+        "phases": _phases(mean, why, null),
+        "comm": {**comm, "exposed_seconds": exposed},
+    } | _unknown(null)
 
 
-def _per_step(rows: Sequence[Any], steps: int, name: str) -> float | None:
-    """Seconds `name` of the ranks' first devices, per step, mean over ranks."""
-    total = mean_of(rows, lambda row: row["devices"][0][name] if row["devices"] else None)
-    return None if total is None or not steps else total / steps
+def _unknown(null: Null) -> dict[str, None]:
+    """What the rest of a summary would say of a run without records as if it were known."""
+    for name in ("events", "per_rank", "outcome"):
+        null(name, NOT_IN_A_TRACE)
+    return dict.fromkeys(("events", "per_rank", "outcome"))
 
 
-def _phases(rows: Sequence[Any], steps: int, step_seconds: Any, null: Null) -> dict[str, Any]:
-    why = "the traces do not mark the phases of a step"
-    found: dict[str, Any] = {**nulls("phases", ALL_PHASES, why, null)}
-    loading = mean_of(rows, _loading)
-    known = {
-        "comm_exposed": _per_step(rows, steps, "exposed_communication_seconds"),
-        "data": None if loading is None or not steps else loading / steps,
-    }
-    if known["data"] is None:
-        null("phases.data", "the traces show no DataLoader")
-    for name, value in known.items():
-        if value is not None and step_seconds:
-            found[name] = {"mean": value, "median": None, "share": value / step_seconds}
-            null(f"phases.{name}.median", "a trace is taken as a whole, not step by step")
+def _step_seconds(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds of each step that all ranks have, by the profiler's number, mean over ranks."""
+    by_rank = [{step["number"]: step["seconds"] for step in row["steps"]} for row in rows]
+    shared = sorted(set.intersection(*map(set, by_rank))) if by_rank else []
+    return [float(np.mean([steps[number] for steps in by_rank])) for number in shared]
+
+
+def _phases(mean: Mapping[str, float] | None, why: str, null: Null) -> dict[str, Any]:
+    """Shares are of the devices' span."""
+    found: dict[str, Any] = {**nulls("phases", ALL_PHASES, "the traces do not mark the phases of a step", null)}
+    for name, of in (("comm_exposed", "exposed_communication_seconds"), ("data", "loading_seconds")):
+        if mean is None:
+            null(f"phases.{name}", why)
+        elif of not in mean:
+            null(f"phases.{name}", "the traces show no DataLoader")
         else:
-            null(f"phases.{name}", "the traces mark no step")
-    return found
-
-
-def _loading(row: Mapping[str, Any]) -> float | None:
-    """Seconds in which the device had nothing to do while the host was in a DataLoader."""
-    if not row["devices"] or row["devices"][0]["idle"] is None:
-        return None
-    return row["devices"][0]["idle"]["loading_seconds"]
-
-
-def _comm(rows: Sequence[Any], steps: int, null: Null) -> dict[str, Any]:
-    parts = {
-        "exposed_seconds": "exposed_communication_seconds",
-        "overlapped_seconds": "overlapped_communication_seconds",
-        "busy_seconds": "communication_seconds",
-    }
-    found = {name: _per_step(rows, steps, of) for name, of in parts.items()}
-    for name, value in found.items():
-        if value is None:
-            null(f"comm.{name}", "the traces mark no step" if rows else "no trace could be used")
+            found[name] = {"mean": mean[of], "median": None, "share": mean[of] / mean["span_seconds"]}
+            null(f"phases.{name}.median", "a trace is taken as a whole, not step by step")
     return found

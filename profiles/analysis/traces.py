@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ import numpy as np
 from .clocks import wall_clocks_ahead_ns
 from .load import Run
 from .reasons import Null
-from .trace.merge import merge
-from .trace.reader import read_trace
-from .trace.said import facts_of, said_by
+from .trace.merge import base_ns, merge
+from .trace.reader import MOST_EVENTS, read_trace
+from .trace.said import facts_of, launching_processes, said_by
 
 SUFFIXES = (".json", ".json.gz")
 MERGED = "all_ranks.json.gz"
 MOST_MERGED_BYTES = 256 << 20
 _RANK_FILE = re.compile(r"r(\d{3,})\.pt\.trace\.json(\.gz)?")
-# What is compared between ranks, each the mean over them of that of a rank's first device.
+# What is compared between ranks.
+# Below it another device's work is a stray allocation or a fill.
+OTHER_DEVICE_SHARE = 0.05
 DEVICE_SECONDS = (
     "span_seconds",
     "compute_seconds",
@@ -45,10 +47,11 @@ def read_traces(files: dict[int, Path]) -> list[dict[str, Any]]:
     for rank, path in files.items():
         try:
             trace = read_trace(path)
-        except (OSError, ValueError) as error:
+            if (processes := launching_processes(trace)) > 1:
+                raise ValueError(f"{path}: {processes} processes launch in it, whose work cannot be told apart")
+            rows.append({"rank": rank, "facts": facts_of(trace), "unusable": None, **said_by(trace)})
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
             rows.append(without_trace(rank, str(error)))
-            continue
-        rows.append({"rank": rank, "facts": facts_of(trace), "unusable": None, **said_by(trace)})
     return rows
 
 
@@ -69,11 +72,17 @@ def merge_traces(folder: Path, files: dict[int, Path], run: Run) -> dict[str, An
         return {"why": ahead}
     usable = {}
     for rank, path in files.items():
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             usable[rank] = read_trace(path)
+        if sum(map(len, usable.values())) > MOST_EVENTS:
+            return {"why": f"the traces hold more than {MOST_EVENTS:,} events together"}
     if not usable:
         return {"why": "no trace could be used"}
-    return {"file": f"traces/{MERGED}", "left_out": merge(usable, ahead, folder / "traces" / MERGED)}
+    if len({base_ns(trace) is None for trace in usable.values()}) > 1:
+        return {"why": "some traces say from when they count, and others do not"}
+    left_out = merge(usable, ahead, folder / "traces" / MERGED)
+    clocks = "compared" if run.ranks else "as the files have them"
+    return {"file": f"traces/{MERGED}", "left_out_events": left_out, "clocks": clocks}
 
 
 def traces(rows: Sequence[dict[str, Any]], merged: Mapping[str, Any], null: Null, why: str) -> dict[str, Any] | None:
@@ -85,10 +94,12 @@ def traces(rows: Sequence[dict[str, Any]], merged: Mapping[str, Any], null: Null
     if not usable:
         null("trace", why if not rows else "no trace could be used")
         return None
-    first = [row["devices"][0] for row in usable if row["devices"]]
-    if not first:
-        null("trace.device_mean", "the traces show neither kernels nor operators")
-    mean = {name: float(np.mean([each[name] for each in first])) for name in DEVICE_SECONDS} if first else None
+    mean, why_no_mean = device_mean(usable)
+    if mean is None:
+        null("trace.device_mean", why_no_mean)
+    for row in usable:
+        if row["why_no_device"] is not None:
+            null(f"trace.per_rank.{row['rank']}.devices", row["why_no_device"])
     return {
         "steps": min(len(row["steps"]) for row in usable),
         "device_mean": mean,
@@ -101,11 +112,29 @@ def _merged(found: Mapping[str, Any], null: Null) -> dict[str, Any] | None:
     if "why" in found:
         null("trace.merged", found["why"])
         return None
-    return {"file": found["file"], "left_out_events": found["left_out"]}
+    return dict(found)
 
 
-def mean_of(rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]) -> float | None:
-    """The mean over ranks of `value(row)`; None where one of them has none."""
-    values = [value(row) for row in rows]
-    known = [each for each in values if each is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) else None
+def device_mean(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float] | None, str]:
+    """Seconds a step of each rank's device, mean over ranks; or None, and why. A rank's device is the one that was
+    busiest, where no other was at work."""
+    found: list[dict[str, float]] = []
+    for row in rows:
+        if not row["steps"]:
+            return None, f"the trace of rank {row['rank']} marks no step"
+        if not row["devices"]:
+            return None, f"rank {row['rank']}: {row['why_no_device']}"
+        busiest, *others = sorted(row["devices"], key=_busy, reverse=True)
+        if others and _busy(others[0]) > OTHER_DEVICE_SHARE * _busy(busiest):
+            return None, f"rank {row['rank']} worked on {len(row['devices'])} devices: see trace.per_rank"
+        found.append({name: busiest[name] / len(row["steps"]) for name in DEVICE_SECONDS})
+        if (loading := (busiest["idle"] or {}).get("loading_seconds")) is not None:
+            found[-1]["loading_seconds"] = loading / len(row["steps"])
+    if len({device["device"] is None for row in rows for device in row["devices"]}) > 1:
+        return None, "some traces show devices, and others their hosts alone"
+    names = [name for name in (*DEVICE_SECONDS, "loading_seconds") if all(name in each for each in found)]
+    return {name: float(np.mean([each[name] for each in found])) for name in names}, ""
+
+
+def _busy(device: Mapping[str, Any]) -> float:
+    return device["compute_seconds"] + device["communication_seconds"]

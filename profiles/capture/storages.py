@@ -69,7 +69,7 @@ class StorageLog(TorchDispatchMode):
         kept: frozenset[Any] = frozenset(),
         buckets: Callable[[], Iterable[torch.Tensor]] = tuple,
         clock: Callable[[], int] = time.perf_counter_ns,
-        heard: Callable[[Any, Any, Any], object] = lambda func, args, result: None,
+        heard: Callable[[Any, Any, Any, Any], object] = lambda func, args, kwargs, result: None,
     ) -> None:
         super().__init__()
         self.phase: str | None = None
@@ -143,7 +143,7 @@ class StorageLog(TorchDispatchMode):
             return NotImplemented  # a DTensor comes again as what it is made of
         result = func(*args, **(kwargs or {}))
         self.attempt(self._look, func, args, kwargs, result)
-        self.attempt(self._heard, func, args, result)
+        self.attempt(self._heard, func, args, kwargs, result)
         return result
 
     def _look(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:

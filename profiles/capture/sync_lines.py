@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from collections import Counter
 from types import FrameType
 from typing import Any
@@ -23,15 +24,19 @@ WAITS = frozenset(
         aten._local_scalar_dense.default,
         aten.nonzero.default,
         aten.masked_select.default,
+        aten.equal.default,
+        aten.bincount.default,
+        aten.unique_consecutive.default,
         aten.unique_dim.default,
         aten._unique2.default,
         aten.is_nonzero.default,
-        aten.repeat_interleave.Tensor,
     }
 )
+_INDEXING = frozenset({aten.index.Tensor, aten.index_put_.default, aten.index_put.default})
 _COPIES = frozenset({aten._to_copy.default, aten.copy_.default})
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+_STANDARD = sysconfig.get_path("stdlib")
 _INSTALLED = os.sep + "site-packages" + os.sep
 
 
@@ -45,10 +50,10 @@ class SyncLines:
         """A step begins: what was counted is forgotten."""
         self._calls.clear()
 
-    def heard(self, func: Any, args: Any, result: Any) -> None:
+    def heard(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An operator ran, on the calling thread."""
-        if func in WAITS or (func in _COPIES and _leaves_the_device(args, result)):
-            self._calls[str(func.name()).removesuffix(".default"), _line(sys._getframe(1))] += 1
+        if func in WAITS or _waits_here(func, args, kwargs or {}, result):
+            self._calls[func._schema.name, _line(sys._getframe(1))] += 1
 
     def found(self) -> list[HostSync]:
         """What was counted, the most frequent first; what measuring itself asks for on CPU is left out."""
@@ -59,8 +64,15 @@ class SyncLines:
         ]
 
 
-def _leaves_the_device(args: Any, result: Any) -> bool:
-    """Whether a copy goes from a GPU to the host's memory, for which the host waits unless it is told not to."""
+def _waits_here(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
+    """Whether an operator waits for these arguments: an index by a mask, whose size its values decide; a repetition
+    without its size; a copy from a GPU to the host that is not told to go on."""
+    if func in _INDEXING:
+        return any(isinstance(each, torch.Tensor) and each.dtype in (torch.bool, torch.uint8) for each in args[1])
+    if func is aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    if func not in _COPIES or kwargs.get("non_blocking") or (func is aten.copy_.default and True in args[2:]):
+        return False
     source = next((each for each in reversed(args) if isinstance(each, torch.Tensor)), None)
     return source is not None and source.is_cuda and isinstance(result, torch.Tensor) and not result.is_cuda
 
@@ -71,7 +83,7 @@ def _line(frame: FrameType | None) -> str | None:
         file = frame.f_code.co_filename
         if file.startswith(_OURS) and os.path.basename(file) in ("probe.py", "finite.py"):
             return ""
-        outside = file.startswith((_TORCH, _OURS, "<")) or _INSTALLED in file
+        outside = file.startswith((_TORCH, _OURS, _STANDARD, "<")) or _INSTALLED in file
         if not outside:
             return f"{file}:{frame.f_lineno} ({frame.f_code.co_name})"
         frame = frame.f_back

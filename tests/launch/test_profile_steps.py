@@ -43,8 +43,8 @@ def test_a_window_leaves_a_trace_per_rank_that_names_what_was_planted(tmp_path: 
     assert (summary["steps"]["measured"], summary["steps"]["profiled"]) == (4, 2)
     assert len(summary["loss"]) == 5
     roles = [record.role for record in outcome.folder.records(0)[0] if isinstance(record, StepRecord)]
-    assert roles[:10] == ["warmup", *["measured"] * 4, *["profiled"] * 2, *["settle"] * 3]
-    assert set(roles[10:]) == {"memory"}
+    assert roles[:11] == ["warmup", *["measured"] * 4, "settle", *["profiled"] * 2, *["settle"] * 3]
+    assert set(roles[11:]) == {"memory"}
     assert summary["trace"]["steps"] == 2
     for row in summary["trace"]["per_rank"]:
         (item,) = [sync for sync in row["host_syncs"] if "micro.py" in (sync["source"] or "")]

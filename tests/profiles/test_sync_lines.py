@@ -43,9 +43,32 @@ def test_each_wait_is_named_by_its_own_line() -> None:
     assert found == expected
 
 
+def masked(x: torch.Tensor) -> None:
+    x[x > 0]
+    x[x > 0] = 1.0
+    torch.equal(x, x)
+    torch.repeat_interleave(torch.tensor([1, 2]))
+
+
+def test_masks_and_comparisons_wait_too() -> None:
+    x = torch.ones(4)
+    found = followed(lambda: masked(x))
+    assert {operator for operator, _, _ in found} == {
+        "aten::index", "aten::index_put_", "aten::equal", "aten::repeat_interleave",
+    }  # fmt: skip
+    assert all(source is not None and source.endswith("(masked)") for _, source, _ in found)
+
+
+def unhurried(x: torch.Tensor) -> None:
+    x[torch.tensor([0, 2])]
+    torch.repeat_interleave(torch.tensor([1, 2]), output_size=3)
+    x.to(torch.float64)
+
+
 def test_what_waits_for_nothing_is_not_named() -> None:
     x = torch.ones(4, requires_grad=True)
     assert followed(lambda: (x * 2).sum().backward()) == []
+    assert followed(lambda: unhurried(torch.ones(4))) == []
 
 
 def test_a_step_forgets_the_one_before() -> None:

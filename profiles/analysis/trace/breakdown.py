@@ -18,6 +18,7 @@ from .intervals import NONE, common, joined, length, union, without
 # around such, as a Function of autograd in Python, which may as well wait inside.
 _COMPUTING = r"(?!c10d::|_c10d_functional::|autograd::|fsdp::|nccl:|gloo:|mpi:).*::"
 GLOO = r"gloo:"
+_NOT_GLOO = r"(nccl|rccl|xccl|hccl|ucc|mpi):"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +51,14 @@ class Breakdown:
 
 
 def breakdowns(trace: Trace, chosen: np.ndarray | None = None) -> list[Breakdown]:
-    """One of each device that ran anything, in order; where none did, that of the host. Of the events where `chosen`
-    (a flag for each) is true; of all without it."""
+    """One of each device that ran anything, in order; where none did, that of the host, if its job computes there. Of
+    the events where `chosen` (a flag for each) is true; of all without it."""
     if chosen is None:
         chosen = np.ones(len(trace), dtype=bool)
     on_device = trace.of(*ON_DEVICE)
     on_device = on_device[chosen[on_device]]
     if not len(on_device):
-        host = _of_host(trace, chosen)
+        host = None if of_a_gpu_job(trace) else _of_host(trace, chosen)
         return [] if host is None else [host]
     return [
         _of_device(trace, on_device[trace.device[on_device] == device], device)
@@ -65,13 +66,31 @@ def breakdowns(trace: Trace, chosen: np.ndarray | None = None) -> list[Breakdown
     ]
 
 
-def _of_device(trace: Trace, mine: np.ndarray, device: int) -> Breakdown:
+def of_a_gpu_job(trace: Trace) -> bool:
+    """Whether the job computes on GPUs, by what its trace shows beside kernels: launches, communication that is not
+    gloo's, a backend or devices that the file names. Of such a job, the host's operators are only launches."""
+    job = trace.metadata.get("distributedInfo")
+    backend = str(job.get("backend", "")) if isinstance(job, dict) else ""
+    return bool(
+        len(trace.of(Kind.RUNTIME))
+        or len(trace.named(Kind.ANNOTATION, _NOT_GLOO))
+        or ("gloo" not in backend and backend)
+        or trace.metadata.get("deviceProperties")
+    )
+
+
+def _of_device(trace: Trace, chosen: np.ndarray, device: int) -> Breakdown:
+    """The span is that of the `chosen` events; in it, whatever the device did counts, launched in the window or not."""
+    mine = trace.of(*ON_DEVICE)
+    mine = mine[trace.device[mine] == device]
+    begin, end = int(trace.begin[chosen].min()), int(trace.end[chosen].max())
+
     def time_of(*kinds: Kind) -> np.ndarray:
         of = mine[np.isin(trace.kind[mine], kinds)]
-        return union(trace.begin[of], trace.end[of])
+        return union(np.clip(trace.begin[of], begin, end), np.clip(trace.end[of], begin, end))
 
     copies = time_of(Kind.MEMCPY, Kind.MEMSET)
-    return _tiled(device, time_of(Kind.KERNEL), time_of(Kind.COLLECTIVE), copies, trace, mine)
+    return _tiled(device, time_of(Kind.KERNEL), time_of(Kind.COLLECTIVE), copies, trace, chosen)
 
 
 def _of_host(trace: Trace, chosen: np.ndarray) -> Breakdown | None:

@@ -66,11 +66,17 @@ def why_idle(trace: Trace, of: Breakdown) -> Idle | None:
     return found
 
 
-def launch_delays_ns(trace: Trace, of: Breakdown) -> np.ndarray:
-    """From the begin of each kernel's launch by the host to the begin of the kernel. Short ones mean that the device
-    had nothing else to do, long ones that it had a queue."""
+def launch_delays_ns(trace: Trace, of: Breakdown, chosen: np.ndarray) -> np.ndarray:
+    """From the begin of each kernel's launch by the host to the begin of the kernel, of the kernels where `chosen` is
+    true. Short ones mean that the device had nothing else to do, long ones that it had a queue.
+
+    Left out are launches of several kernels, as of a graph, and what began before its launch: on some devices the two
+    clocks differ.
+    """
     kernels = trace.of(Kind.KERNEL, Kind.COLLECTIVE)
-    kernels = kernels[trace.device[kernels] == of.device]
+    kernels = kernels[(trace.device[kernels] == of.device) & chosen[kernels]]
     launch = launches(trace)[kernels]
-    known = launch >= 0
-    return trace.begin[kernels[known]] - trace.begin[launch[known]]
+    calls, count = np.unique(launch, return_counts=True)
+    single = (launch >= 0) & np.isin(launch, calls[count == 1])
+    delays = trace.begin[kernels[single]] - trace.begin[launch[single]]
+    return delays[delays >= 0]

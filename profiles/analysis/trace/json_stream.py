@@ -25,6 +25,8 @@ _NO_CONTROL = bytes(range(256)).translate(bytes(32 if code < 32 else code for co
 _CUTS_TRIED = 32
 # Parts that one event may be split into there.
 _PARTS_JOINED = 16
+# Of a stretch in which nothing can be read, the rest is given up after so many tries.
+_FAILURES_TRIED = 20_000
 _GZIP, _GZIP_BEGINS = 31, b"\x1f\x8b"
 _PACKED_BYTES = 1 << 20
 _decoder = json.JSONDecoder(strict=False)
@@ -87,6 +89,8 @@ class JsonStream:
                 return rest + self._all_left(file)
             if len(rest) > 4 * PIECE_BYTES:  # damage that nothing can be cut at
                 salvaged, lost, rest = _salvage(rest, keep_last=True)
+                if len(rest) > 4 * PIECE_BYTES:
+                    lost, rest = lost + 1, b""
                 self._lost(lost)
                 yield salvaged
         closed, events, end = _last_events(rest)
@@ -122,7 +126,7 @@ class JsonStream:
         text = head + b'"traceEvents":[]' + (tail if tail is not None else b"}")
         try:
             found = json.loads(text.decode(errors="replace"), strict=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             self.damage.append("what it says beside its events cannot be read")
             return
         found.pop("traceEvents", None)
@@ -173,8 +177,10 @@ def _salvage(text: bytes, *, keep_last: bool) -> tuple[list[Any], int, bytes]:
     parts = [part + b"}" for part in parts[:-1]] + parts[-1:]
     last = parts.pop() if keep_last else b""
     events: list[Any] = []
-    lost, pending = 0, []
+    lost, failures, pending = 0, 0, []
     for part in parts:
+        if failures > _FAILURES_TRIED:
+            return events, lost + 1, last
         pending = [*pending[-_PARTS_JOINED:], part]
         for first in range(len(pending)):
             found = _loaded(b",".join(pending[first:]))
@@ -184,6 +190,7 @@ def _salvage(text: bytes, *, keep_last: bool) -> tuple[list[Any], int, bytes]:
                 lost += first > 0
                 pending = []
                 break
+            failures += 1
     return events, lost + bool(pending and keep_last), last if keep_last else b",".join(pending)
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import orjson
 
 from .breakdown import GLOO
-from .events import ON_DEVICE, Kind, Trace
+from .events import ON_DEVICE, Kind, Trace, shown
 
 PHASE = "phase:"
 # 400,000 events of a run on 8 ranks took 6 MB packed; the bound that is meant is 30.
 MOST_EVENTS = 1_000_000
-_PHASES, _COLLECTIVES, _THREADS, _STREAMS = 1, 2, 100, 10_000
+_PHASES, _COLLECTIVES, _THREADS, _STREAMS = 1, 2, 1_000, 1_000_000
 _SHOWN = (*ON_DEVICE, Kind.OPERATOR, Kind.RUNTIME, Kind.ANNOTATION)
 _PIECE = 20_000
 
@@ -33,20 +33,22 @@ def merge(traces: Mapping[int, Trace], ahead_ns: Mapping[int, int], path: Path, 
     lengths = np.concatenate([(trace.end - trace.begin)[chosen[rank]] for rank, trace in traces.items()])
     shortest = 0
     if len(lengths) > most:
-        shortest = int(np.partition(lengths, len(lengths) - most)[len(lengths) - most]) + 1
+        shortest = int(np.partition(lengths, len(lengths) - most)[len(lengths) - most])
+        kept = np.zeros(len(lengths), dtype=bool)
+        kept[np.argpartition(lengths, len(lengths) - most)[len(lengths) - most :]] = True
+        parts = np.split(kept, np.cumsum([len(each) for each in chosen.values()])[:-1])
+        chosen = {rank: chosen[rank][part] for rank, part in zip(chosen, parts, strict=True)}
     zero = min(_since(trace, int(trace.begin[0])) - ahead_ns.get(rank, 0) for rank, trace in traces.items())
-    left_out, partial = 0, path.with_name(f".partial-{path.name}")
+    left_out = len(lengths) - sum(map(len, chosen.values()))
+    partial = path.with_name(f".partial-{path.name}")
     with gzip.open(partial, "wb", compresslevel=6) as file:
         file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
         file.write(b",\n".join(orjson.dumps(each) for rank in traces for each in _process(rank)))
         for rank, trace in traces.items():
-            mine = chosen[rank]
-            kept = mine[(trace.end - trace.begin)[mine] >= shortest]
-            left_out += len(mine) - len(kept)
             shift = _since(trace, 0) - ahead_ns.get(rank, 0) - zero
-            for piece in _events(rank, trace, kept, shift):
+            for piece in _events(rank, trace, chosen[rank], shift):
                 file.write(b",\n" + b",\n".join(map(orjson.dumps, piece)))
-        note = {"left_out_events": left_out, "shorter_than_nanoseconds": shortest}
+        note = {"left_out_events": left_out, "up_to_nanoseconds": shortest}
         file.write(b'\n],"scalelab":' + orjson.dumps(note) + b"}\n")
     os.replace(partial, path)
     return left_out
@@ -54,18 +56,23 @@ def merge(traces: Mapping[int, Trace], ahead_ns: Mapping[int, int], path: Path, 
 
 def _since(trace: Trace, at: int) -> int:
     """The nanosecond `at` of a trace on its clock: the trace counts from a base of its own."""
+    return at + round(trace.base_microseconds * 1000) + (base_ns(trace) or 0)
+
+
+def base_ns(trace: Trace) -> int | None:
+    """From when the file counts, as it says; others count from 1970, or from when they like."""
     base = trace.metadata.get("baseTimeNanoseconds")
-    return at + round(trace.base_microseconds * 1000) + (base if isinstance(base, int) else 0)
+    return base if isinstance(base, int) and 0 <= base < 1 << 62 else None
 
 
 def _process(rank: int) -> list[dict[str, Any]]:
     name = {"ph": "M", "pid": rank, "name": "process_name", "args": {"name": f"rank {rank}"}}
-    tracks = ((_PHASES, "phases"), (_COLLECTIVES, "collectives"))
-    return [
-        name,
-        {"ph": "M", "pid": rank, "name": "process_sort_index", "args": {"sort_index": rank}},
-        *({"ph": "M", "pid": rank, "tid": tid, "name": "thread_name", "args": {"name": text}} for tid, text in tracks),
-    ]
+    order = {"ph": "M", "pid": rank, "name": "process_sort_index", "args": {"sort_index": rank}}
+    return [name, order, _thread(rank, _PHASES, "phases")]
+
+
+def _thread(rank: int, tid: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "pid": rank, "tid": tid, "name": "thread_name", "args": {"name": name}}
 
 
 def _events(rank: int, trace: Trace, chosen: np.ndarray, shift: int) -> Iterator[Sequence[dict[str, Any]]]:
@@ -73,22 +80,29 @@ def _events(rank: int, trace: Trace, chosen: np.ndarray, shift: int) -> Iterator
     named_phase = [name.startswith(PHASE) for name in trace.names]
     gloo = [name.startswith(GLOO) for name in trace.names]
     named: set[int] = set()
+    # Intervals of one track must nest: what runs side by side needs tracks of its own.
+    streams: dict[tuple[int, int], int] = {}
+    lanes: dict[tuple[int, int], int] = {}
     for start in range(0, len(chosen), _PIECE):
         rows: list[dict[str, Any]] = []
         for index in chosen[start : start + _PIECE].tolist():
-            kind, name = int(trace.kind[index]), int(trace.name[index])
-            text = trace.names[name]
+            kind, name, thread = int(trace.kind[index]), int(trace.name[index]), int(trace.thread[index])
+            text, place = trace.names[name], (int(trace.device[index]), int(trace.stream[index]))
             if kind <= Kind.MEMSET:
-                track, words = _STREAMS + max(0, int(trace.stream[index])), f"stream {int(trace.stream[index])}"
+                track = _STREAMS + streams.setdefault(place, len(streams))
+                words = f"device {place[0]} stream {place[1]}"
             elif kind == Kind.ANNOTATION and named_phase[name]:
                 track, words, text = _PHASES, "", text.removeprefix(PHASE)
             elif gloo[name]:
-                track, words = _COLLECTIVES, ""
+                track, words = _COLLECTIVES + lanes.setdefault((-1, thread), len(lanes)), "collectives"
             else:
-                track, words = _THREADS + int(trace.thread[index]), f"thread {trace.threads[trace.thread[index]][1]}"
+                track, words = (
+                    _THREADS + int(trace.thread[index]),
+                    f"thread {shown(str(trace.threads[trace.thread[index]][1]))}",
+                )
             if words and track not in named:
                 named.add(track)
-                rows.append({"ph": "M", "pid": rank, "tid": track, "name": "thread_name", "args": {"name": words}})
+                rows.append(_thread(rank, track, words))
             rows.append(
                 {
                     "ph": "X",
@@ -100,5 +114,9 @@ def _events(rank: int, trace: Trace, chosen: np.ndarray, shift: int) -> Iterator
                 }
             )
             if kind == Kind.COLLECTIVE:
-                rows.append({**rows[-1], "tid": _COLLECTIVES})
+                lane = _COLLECTIVES + lanes.setdefault(place, len(lanes))
+                if lane not in named:
+                    named.add(lane)
+                    rows.insert(-1, _thread(rank, lane, "collectives"))
+                rows.append({**rows[-1], "tid": lane})
         yield rows

@@ -21,9 +21,8 @@ def parents(trace: Trace, chosen: np.ndarray) -> np.ndarray:
         begin = trace.begin[index]
         while stack and stack[-1][1] <= begin:
             stack.pop()
-        # One that ends behind the event that it began in is no part of it: clocks are read apart.
-        if stack and end <= stack[-1][1]:
-            found[at] = stack[-1][0]
+        # One that ends behind the event that it began in is no part of it: clocks are read apart. It may be of another.
+        found[at] = next((each for each, until in reversed(stack) if end <= until), NOWHERE)
         stack.append((index, end))
     return found
 

@@ -43,7 +43,12 @@ _COLLECTIVE = re.compile(
 FARTHEST_MICROSECONDS = 200 * 86_400e6
 
 
+# 60 bytes each in memory.
+MOST_EVENTS = 12_000_000
 _SPARSE = {"device": np.int16, "stream": np.int64, "correlation": np.int64, "bytes": np.int64, "stack": np.int32}
+# Processes of the profiler before kineto (torch up to 1.8): what it gives for a device are operators that nest.
+_BEFORE_KINETO = ("CPU functions", "CUDA functions")
+_NO_KINETO = "of the profiler before kineto, whose device times are those of operators: record it with torch.profiler"
 _NO_TIME = "times that cannot be"
 _NO_FIELDS = "without what an event needs"
 
@@ -58,10 +63,14 @@ def read_trace(path: Path) -> Trace:
     with uncollected():
         for events in stream:
             rows.take(events)
+            if rows.count > MOST_EVENTS:
+                stream.damage.append(f"it holds more than {MOST_EVENTS:,} events: the rest was not read")
+                break
     if stream.lost_events:
         rows.dropped["not readable"] = stream.lost_events
     if rows.base is None or not rows.count:
-        why = "; ".join(stream.damage) or "it holds no event with a begin and a duration"
+        old = [_NO_KINETO] if _NO_KINETO in rows.dropped else []
+        why = "; ".join([*stream.damage, *old]) or "it holds no event with a begin and a duration"
         raise UnusableTraceError(f"{path}: not a trace that can be used: {why}")
     columns = rows.columns()
     order = np.lexsort((columns["begin"] - columns["end"], columns["begin"]))
@@ -116,7 +125,9 @@ class _Rows:
                 if event["ph"] != "X":
                     continue
                 kind = known[event.get("cat")]
-                if kind < 0 and (kind := _legacy_kind(event)) < 0:
+                if kind < 0:
+                    if event.get("pid") in _BEFORE_KINETO:
+                        self._drop(_NO_KINETO, 1)
                     continue
                 at, seconds, name = float(event["ts"]), float(event["dur"]), event["name"]
                 if type(name) is not str:
@@ -191,7 +202,7 @@ def _arguments(
     if kind <= Kind.MEMSET:
         device, stream = args.get("device", event.get("pid")), args.get("stream", -1)
     return (
-        device if isinstance(device, int) and -1 <= device < 1 << 15 else 0,
+        device if isinstance(device, int) and -1 <= device < 1 << 15 else -1,
         stream if isinstance(stream, int) and abs(stream) < 1 << 62 else -1,
         _whole(args.get("correlation", -1)),
         _whole(args.get("bytes", args.get("Bytes", -1))),
@@ -205,12 +216,6 @@ class _Kinds(dict[Any, int]):
     def __missing__(self, category: Any) -> int:
         kind = self[category] = int(_KINDS.get(category.lower() if isinstance(category, str) else "", -1))
         return kind
-
-
-def _legacy_kind(event: Mapping[str, Any]) -> int:
-    """The kind of an event as the profiler before kineto wrote it: its process says where it ran."""
-    place = event.get("pid")
-    return Kind.OPERATOR if place == "CPU functions" else Kind.KERNEL if place == "CUDA functions" else -1
 
 
 def _whole(value: Any) -> int:

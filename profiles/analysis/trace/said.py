@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from .breakdown import Breakdown, breakdowns
+from .breakdown import Breakdown, breakdowns, of_a_gpu_job
 from .events import Kind, Trace, shown
 from .idle import launch_delays_ns, why_idle
 from .intervals import length
 from .nesting import exclusive_ns
 from .syncs import host_syncs
-from .window import profiler_steps, within
+from .window import profiler_steps, step_ns, within
 
 TOP = 20
+# No job is larger; what says so is damaged.
+MOST_RANKS = 1 << 24
+NO_KERNELS = "the trace is of a job on GPUs and holds no kernel: what its devices did is not known"
+NOTHING_RAN = "the trace holds no operator"
 
 
 def said_by(trace: Trace) -> dict[str, Any]:
@@ -26,17 +30,24 @@ def said_by(trace: Trace) -> dict[str, Any]:
     """
     steps = profiler_steps(trace)
     chosen = within(trace, steps[0][1], steps[-1][2]) if steps else np.ones(len(trace), dtype=bool)
-    shown, cut = trace.of(Kind.KERNEL, Kind.COLLECTIVE), trace.of(Kind.OPERATOR)
-    shown, cut = shown[chosen[shown]], cut[chosen[cut]]
+    operators = trace.of(Kind.OPERATOR)
+    marks = trace.named(Kind.OPERATOR, "ProfilerStep#")
+    kernels, operators = trace.of(Kind.KERNEL, Kind.COLLECTIVE), np.setdiff1d(operators, marks, assume_unique=True)
+    kernels, operators = kernels[chosen[kernels]], operators[chosen[operators]]
+    devices = breakdowns(trace, chosen)
     return {
         "file": trace.path.name,
         "events": len(trace),
         "dropped": dict(trace.dropped),
         "damage": list(trace.damage),
-        "steps": [{"number": number, "seconds": (end - begin) / 1e9} for number, begin, end in steps],
-        "devices": [_device(trace, each) for each in breakdowns(trace, chosen)],
-        "kernels": _top(trace, shown, (trace.end - trace.begin)[shown]),
-        "operators": _top(trace, cut, exclusive_ns(trace, cut)),
+        "steps": [
+            {"number": number, "seconds": took / 1e9, "host_seconds": (end - begin) / 1e9}
+            for (number, begin, end), took in zip(steps, step_ns(trace, steps), strict=True)
+        ],
+        "devices": [_device(trace, each, chosen) for each in devices],
+        "why_no_device": None if devices else NO_KERNELS if of_a_gpu_job(trace) else NOTHING_RAN,
+        "kernels": _top(trace, kernels, (trace.end - trace.begin)[kernels]),
+        "operators": _top(trace, operators, exclusive_ns(trace, operators)),
         "host_syncs": [
             {
                 "call": sync.call,
@@ -50,8 +61,8 @@ def said_by(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _device(trace: Trace, of: Breakdown) -> dict[str, Any]:
-    idle, delays = why_idle(trace, of), launch_delays_ns(trace, of)
+def _device(trace: Trace, of: Breakdown, chosen: np.ndarray) -> dict[str, Any]:
+    idle, delays = why_idle(trace, of), launch_delays_ns(trace, of, chosen)
     return {
         "device": of.device,
         "span_seconds": of.span_ns / 1e9,
@@ -100,16 +111,25 @@ def _top(trace: Trace, chosen: np.ndarray, took: np.ndarray) -> list[dict[str, A
     ]
 
 
+def launching_processes(trace: Trace) -> int:
+    """How many processes launch work in the trace: what ties a kernel to its launch is known in one process alone."""
+    threads = np.unique(trace.thread[trace.of(Kind.RUNTIME)]).tolist()
+    return len({trace.threads[thread][0] for thread in threads})
+
+
 def facts_of(trace: Trace) -> Mapping[str, Any]:
-    """What the trace tells of its job: `rank`, `world_size`, `backend`, `device_name`; None for what it does not."""
+    """What the trace tells of its job: `rank`, `world_size`, `device_name`; None for what it does not."""
     job = trace.metadata.get("distributedInfo")
     devices = trace.metadata.get("deviceProperties")
     job = job if isinstance(job, dict) else {}
     first = devices[0] if isinstance(devices, list) and devices and isinstance(devices[0], dict) else {}
     rank, world = job.get("rank"), job.get("world_size")
     return {
-        "rank": rank if isinstance(rank, int) and rank >= 0 else None,
-        "world_size": world if isinstance(world, int) and world > 0 else None,
-        "backend": job.get("backend"),
+        "rank": rank if _number(rank, 0) else None,
+        "world_size": world if _number(world, 1) else None,
         "device_name": shown(first["name"]) if isinstance(first.get("name"), str) else None,
     }
+
+
+def _number(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < MOST_RANKS

@@ -11,9 +11,12 @@ import numpy as np
 from .events import Kind, Trace
 from .nesting import NOWHERE, parents
 
-_SYNC_CALLS = r"(cuda|hip)(Device|Stream|Event)Synchronize|cu(Ctx|Stream|Event)Synchronize|(cuda|hip)Memcpy$"
+_SYNC_CALLS = (
+    r"(cuda|hip)(Device|Stream|Event)Synchronize|cu(Ctx|Stream|Event)Synchronize|"
+    r"(cuda|hip)Memcpy(WithStream|2D|ToSymbol|FromSymbol)?$|cuMemcpy(DtoH|HtoD)_v2$|(cuda|hip)(Free|HostAlloc|FreeHost)$"
+)
 # What makes the host wait where there is a device; on CPU they cost nothing, and are named for when there is one.
-SYNC_OPERATORS = r"aten::(item|_local_scalar_dense|nonzero|is_nonzero|masked_select|unique\w*)$"
+SYNC_OPERATORS = r"aten::(item|_local_scalar_dense|nonzero|is_nonzero|masked_select|unique\w*|equal|bincount)$"
 _PAGEABLE = re.compile(r"Pageable")
 _MEASURING = "scalelab/profiles/capture/"
 _LINE = re.compile(r"(?P<file>[^;]*\.pyx?)\((?P<line>\d+)\): (?P<function>[^;]*)")

@@ -13,8 +13,9 @@ from scalelab.profiles.analysis.trace.events import Kind, Trace
 from scalelab.profiles.analysis.trace.idle import why_idle
 from scalelab.profiles.analysis.trace.intervals import length
 from scalelab.profiles.analysis.trace.reader import read_trace
-from scalelab.profiles.analysis.trace.said import facts_of, said_by
+from scalelab.profiles.analysis.trace.said import facts_of, launching_processes, said_by
 from scalelab.profiles.analysis.trace.window import profiler_steps, within
+from scalelab.profiles.analysis.traces import read_traces
 
 from tests.support.traces import event, kernel, launched, recorded, step, write_trace
 
@@ -115,9 +116,55 @@ def test_steps_hold_what_they_launched(tmp_path: Path) -> None:
         *launched("after", (31, 32), (50, 60), 4),
     ]
     found = said_by(read_trace(write_trace(tmp_path / "t.json", events)))
-    assert [(each["number"], round(each["seconds"] * 1e6)) for each in found["steps"]] == [(4, 10), (5, 10)]
+    took = [(row["number"], round(row["seconds"] * 1e6), round(row["host_seconds"] * 1e6)) for row in found["steps"]]
+    assert took == [(4, 20, 10), (5, 5, 10)]
     assert {each["name"] for each in found["kernels"]} == {"first", "second"}
     assert microseconds(found["devices"][0], "span", "compute") == [25, 10]
+
+
+def test_what_runs_on_through_a_window_fills_it(tmp_path: Path) -> None:
+    """Launched before the window, a collective on another stream is no idle time of it; nor does its delay count."""
+    events = [
+        *launched(NCCL, (0, 1), (5, 90), 1, stream=9),
+        *launched("late", (2, 3), (91, 92), 2),
+        step(4, 10, 60),
+        *launched("first", (11, 12), (20, 30), 3),
+        *launched("second", (50, 51), (60, 70), 4),
+    ]
+    (device,) = said_by(read_trace(write_trace(tmp_path / "t.json", events)))["devices"]
+    assert microseconds(device, "span", "compute", "exposed_communication", "idle") == [50, 20, 30, 0]
+    assert device["launch_delay_seconds"]["p90"] < 11e-6
+
+
+def test_an_event_that_outlasts_its_parent_is_still_in_what_holds_it(tmp_path: Path) -> None:
+    events = [event("aten::linear", 0, 100), event("aten::addmm", 10, 80), event("aten::mm", 20, 80.002)]
+    rows = said_by(read_trace(write_trace(tmp_path / "t.json", events)))["operators"]
+    own = {row["name"]: row["seconds"] * 1e6 for row in rows}
+    assert own["aten::linear"] < 1
+    assert own["aten::mm"] == pytest.approx(60, abs=0.01)
+
+
+def test_marks_of_the_profiler_are_no_operators_and_an_empty_one_no_step(tmp_path: Path) -> None:
+    events = [
+        {**step(1, 0, 10), "cat": "Operator"},
+        event("aten::mm", 1, 5),
+        {**step(2, 10, 20), "cat": "Operator"},
+        event("aten::mm", 11, 15),
+        {**step(3, 20, 21), "cat": "Operator"},
+    ]
+    found = said_by(read_trace(write_trace(tmp_path / "t.json", events)))
+    assert [each["number"] for each in found["steps"]] == [1, 2]
+    assert {each["name"] for each in found["operators"]} == {"aten::mm"}
+
+
+def test_several_processes_in_one_file_are_refused(tmp_path: Path) -> None:
+    """Correlations tie a kernel to its launch within one process alone."""
+    events = launched("a", (0, 1), (5, 10), 1)
+    other = [{**row, "pid": 8} if row["pid"] == 7 else row for row in launched("b", (100, 101), (105, 110), 1)]
+    path = write_trace(tmp_path / "t.json", [*events, *other])
+    assert launching_processes(read_trace(path)) == 2
+    (row,) = read_traces({0: path})
+    assert "2 processes launch" in row["unusable"]
 
 
 # Name of the trace: idle, compute, the rest and the span (microseconds), and the share of communication (%) that was

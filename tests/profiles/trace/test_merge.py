@@ -51,12 +51,13 @@ def test_phases_and_collectives_have_tracks_of_their_own(tmp_path: Path) -> None
     nccl = "ncclDevKernel_AllReduce"
     assert placed == {
         ("phases", "forward"): 2, ("collectives", "gloo:all_reduce"): 2, ("collectives", nccl): 2,
-        ("stream 7", nccl): 2, ("thread 1", "aten::mm"): 2,
+        ("device 0 stream 7", nccl): 2, ("thread 1", "aten::mm"): 2,
     }  # fmt: skip
-    assert said == {"left_out_events": 0, "shorter_than_nanoseconds": 0}
+    assert said == {"left_out_events": 0, "up_to_nanoseconds": 0}
 
 
 def test_too_many_events_lose_the_shortest_and_say_so(tmp_path: Path) -> None:
     events, said = merged(tmp_path, {}, most=3)
-    assert {row["name"] for row in events if row["ph"] == "X"} == {"forward"}
-    assert said == {"left_out_events": 6, "shorter_than_nanoseconds": 10_001}
+    names = [row["name"] for row in events if row["ph"] == "X" and row["dur"] == 50]
+    assert names == ["forward"] * 2
+    assert said == {"left_out_events": 5, "up_to_nanoseconds": 10_000}

@@ -128,17 +128,22 @@ def test_categories_of_every_age_become_the_same_kinds(tmp_path: Path) -> None:
     events = [
         kernel("k", 0, 1),
         kernel("k", 1, 2, category="Kernel"),
-        {**kernel("k", 2, 3), "cat": None, "pid": "CUDA functions"},
         kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL(x)", 3, 4),
         kernel("void ncclKernel_SendRecv", 4, 5),
         kernel("Memcpy HtoD (Pinned -> Device)", 5, 6, category="gpu_memcpy"),
         kernel("Memset", 6, 7, category="Memset"),
         event("aten::mm", 7, 8, "Operator"),
-        {**event("aten::mm", 8, 9), "cat": None, "pid": "CPU functions"},
         event("hipLaunchKernel", 9, 10, "cuda_runtime"),
         event("f.py(1): f", 10, 11, "python_function"),
         event("none of ours", 11, 12, "overhead"),
     ]
     trace = read_trace(write_trace(tmp_path / "t.json", events))
-    expected = [Kind.KERNEL] * 3 + [Kind.COLLECTIVE] * 2 + [Kind.MEMCPY, Kind.MEMSET]
-    assert trace.kind.tolist() == [*expected, Kind.OPERATOR, Kind.OPERATOR, Kind.RUNTIME, Kind.PYTHON]
+    expected = [Kind.KERNEL] * 2 + [Kind.COLLECTIVE] * 2 + [Kind.MEMCPY, Kind.MEMSET]
+    assert trace.kind.tolist() == [*expected, Kind.OPERATOR, Kind.RUNTIME, Kind.PYTHON]
+
+
+def test_the_profiler_before_kineto_is_refused_by_name(tmp_path: Path) -> None:
+    """What it gives for a device are operators that nest, not kernels."""
+    events = [{**event("forward", 0, 9), "cat": None, "pid": f"{place} functions"} for place in ("CPU", "CUDA")]
+    with pytest.raises(UnusableTraceError, match="before kineto"):
+        read_trace(write_trace(tmp_path / "t.json", events))
