@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from ...profiles.analysis.imported import config_of
 from ...profiles.analysis.load import load_run
 from ...profiles.analysis.summary import summarise
+from ...profiles.analysis.trace.said import NO_KERNELS
 from ...profiles.analysis.traces import MERGED, SUFFIXES, merge_traces, read_traces, trace_files
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import writing
 from ...reports.console import Console, Steady
 from ...reports.trace import trace_table
-from .. import environment
 from ..config import PlainText, option
 from ..errors import ConfigError, Exit
 from ..options import read_options
@@ -58,37 +58,23 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([row["unusable"] for row in rows], hint="give traces that torch.profiler has written")
     world_size = _world_size(usable)
     ranks = _ranks(files, rows, world_size)
-    devices = [row["facts"]["device_name"] for row in usable if row["facts"]["device_name"] is not None]
-    on_gpus = any(row["why_no_device"] or any(each["device"] is not None for each in row["devices"]) for row in usable)
     folder = RunFolder.create(Path(options.out), options.name or files[0].name.partition(".")[0])
-    copies: list[str] = []
-    with writing(folder.path):
-        (folder.path / "traces").mkdir()
-        for rank, path in zip(ranks, files, strict=True):
-            packed = ".gz" if path.name.endswith(".gz") else ""
-            copy = folder.path / "traces" / f"r{rank:03d}.pt.trace.json{packed}"
-            shutil.copyfile(path, copy)
-            copies.append(copy.name)
-    folder.write(
-        "run.json",
-        {
-            "schema": SCHEMA,
-            "run_id": folder.run_id,
-            "name": options.name or "imported",
-            "source": "imported",
-            "command": ["scalelab", "import", *map(redacted_argument, argv)],
-            "config": config_of("cuda" if on_gpus else "cpu"),
-            "precision": None,
-            "target": None,
-            "world_size": world_size,
-            "oversubscribed": None,
-            "device_name": devices[0] if devices else None,
-            "imported": {f"{rank:03d}": str(path) for rank, path in zip(ranks, files, strict=True)},
-            "data": None,
-            "environment": environment.capture(),
-            "calibration": None,
-        },
-    )
+    copies = _copied(folder, ranks, files)
+    devices = [row["facts"]["device_name"] for row in usable if row["facts"]["device_name"] is not None]
+    about = {
+        "schema": SCHEMA,
+        "run_id": folder.run_id,
+        "name": options.name or "imported",
+        "source": "imported",
+        "command": ["scalelab", "import", *map(redacted_argument, argv)],
+        "config": config_of("cuda" if any(map(_on_gpus, usable)) else "cpu"),
+        "world_size": world_size,
+        "device_name": devices[0] if devices else None,
+        "imported": {f"{rank:03d}": str(path) for rank, path in zip(ranks, files, strict=True)},
+        # What only a run of ours can know, of the job and of the machine that it ran on.
+        **dict.fromkeys(("precision", "target", "oversubscribed", "data", "environment", "calibration")),
+    }
+    folder.write("run.json", about)
     folder.write("status.json", status("finished", Exit.OK))
     named = [
         {**row, "rank": rank} | ({} if row["unusable"] else {"file": copy})
@@ -104,6 +90,21 @@ def main(argv: Sequence[str]) -> int:
     Console(sys.stdout).print(trace_table(summary))
     print(plain(f"run folder: {folder.path}"), file=Steady(sys.stdout))
     return Exit.OK
+
+
+def _copied(folder: RunFolder, ranks: Sequence[int], files: Sequence[Path]) -> list[str]:
+    """Copy the traces into the folder, each under its rank's name; the names."""
+    ends = [".gz" if path.name.endswith(".gz") else "" for path in files]
+    names = [f"r{rank:03d}.pt.trace.json{end}" for rank, end in zip(ranks, ends, strict=True)]
+    with writing(folder.path):
+        (folder.path / "traces").mkdir()
+        for name, path in zip(names, files, strict=True):
+            shutil.copyfile(path, folder.path / "traces" / name)
+    return names
+
+
+def _on_gpus(row: Mapping[str, Any]) -> bool:
+    return row["why_no_device"] == NO_KERNELS or any(each["device"] is not None for each in row["devices"])
 
 
 def _files(given: Sequence[str]) -> list[Path]:

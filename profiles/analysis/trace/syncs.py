@@ -48,7 +48,7 @@ def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
     if not on_device:
         waits = trace.named(Kind.OPERATOR, SYNC_OPERATORS)
     waits = waits[chosen[waits]]
-    frames = trace.of(Kind.OPERATOR, Kind.PYTHON, Kind.RUNTIME)
+    frames = _around(trace, trace.of(Kind.OPERATOR, Kind.PYTHON, Kind.RUNTIME), waits)
     within = dict(zip(frames.tolist(), parents(trace, frames).tolist(), strict=True))
     found: dict[tuple[str, str | None, str | None], list[int]] = {}
     all_waits, of_pageable = set(waits.tolist()), set(pageable.tolist())
@@ -71,6 +71,17 @@ def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
         for (call, operator, source), each in found.items()
     ]
     return sorted(syncs, key=lambda sync: (-(sync.blocked_ns or 0), -sync.count))
+
+
+def _around(trace: Trace, frames: np.ndarray, waits: np.ndarray) -> np.ndarray:
+    """Those of `frames` in which one of `waits` begins: of a million frames, a few hundred."""
+    kept = np.zeros(len(frames), dtype=bool)
+    for thread in np.unique(trace.thread[waits]).tolist():
+        begins = trace.begin[waits[trace.thread[waits] == thread]]
+        mine = np.flatnonzero(trace.thread[frames] == thread)
+        first = np.searchsorted(begins, trace.begin[frames[mine]], side="left")
+        kept[mine] = first < np.searchsorted(begins, trace.end[frames[mine]], side="left")
+    return frames[kept]
 
 
 def _is_step(trace: Trace, index: int) -> bool:
