@@ -57,6 +57,8 @@ def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
         if not on_device and any(each in all_waits for each in chain):
             continue  # aten::item calls aten::_local_scalar_dense: one wait
         operators = [each for each in chain if trace.kind[each] == Kind.OPERATOR and not _is_step(trace, each)]
+        if not on_device and operators:
+            continue  # an operator's own way of doing it, which another device does not share
         name = trace.names[trace.name[index]]
         if index in of_pageable:
             name += " of pageable memory"

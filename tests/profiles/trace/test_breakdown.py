@@ -97,6 +97,7 @@ def test_waits_of_the_host_are_named_by_call_operator_and_line(tmp_path: Path) -
 
 def test_what_would_wait_is_named_where_there_is_no_device(tmp_path: Path) -> None:
     events = [event("m.py(3): f", 0, 50, "python_function"), event("aten::mm", 41, 49)]
+    events += [event("aten::_fused_adamw_", 31, 40), event("aten::item", 32, 33)]  # its own way on a CPU
     for begin in (1, 11, 21):
         events += [event("aten::item", begin, begin + 5), event("aten::_local_scalar_dense", begin + 1, begin + 4)]
     (found,) = said_by(read_trace(write_trace(tmp_path / "t.json", events)))["host_syncs"]
