@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,6 +35,7 @@ from ..used import (
     TelemetryRecord,
     TelemetryStartRecord,
 )
+from .uncollected import uncollected
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -138,7 +137,7 @@ def load_run(folder: RunFolder) -> Run:
     run_json = folder.read("run.json")
     if run_json is None:
         raise ValueError(f"{folder.path}: holds no run.json, so it is no run folder")
-    with _uncollected():
+    with uncollected():
         ranks = tuple(_rank_records(folder, rank) for rank in folder.ranks())
         telemetry = tuple(_host_telemetry(*found) for found in folder.telemetry())
     return Run(
@@ -148,18 +147,6 @@ def load_run(folder: RunFolder) -> Run:
         ranks=ranks,
         telemetry=telemetry,
     )
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Within, the garbage collector does not look through the records again and again, which none of them needs."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _rank_records(folder: RunFolder, rank: int) -> RankRecords:

@@ -79,7 +79,8 @@ def overhead(run: Run, null: Null) -> dict[str, Any] | None:
 METHOD = (
     "blocks of steps with the probe, its hooks and the recording group, and without all of them, in turn; beside it "
     "the time in the probe's own calls, in blocks in which those are timed: without the hooks, the group, and what "
-    "measuring does to caches and memory"
+    "measuring does to caches and memory; noting the shapes of measured micro-batches, for their operations, is in "
+    "neither"
 )
 PASSING = (
     "; what autograd's engine sends comes by Python in a bare step too, which is counted by blocks in which it does so "

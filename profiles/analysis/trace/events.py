@@ -36,9 +36,9 @@ ON_DEVICE = (Kind.KERNEL, Kind.COLLECTIVE, Kind.MEMCPY, Kind.MEMSET)
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     """The complete events of one file in order of their begin. Times are nanoseconds since `base_microseconds` of the
-    file. `name`, `thread` and `device` are numbers of `names`, `threads` and a device; -1 where there is none. `bytes`
-    were moved, `correlation` ties what a device ran to the call that launched it, `stack` is the number in `names` of a
-    call stack that the event carries.
+    file. `name`, `thread` and `device` are numbers of `names`, `threads` and a device; -1 where there is none.
+    `correlation` ties what a device ran to the call that launched it, `stack` is the number in `names` of a call
+    stack that the event carries.
 
     `dropped` counts events that could not be used, by reason; `damage` says what of the file could not be read.
     """
@@ -56,7 +56,6 @@ class Trace:
     device: np.ndarray
     stream: np.ndarray
     correlation: np.ndarray
-    bytes: np.ndarray
     stack: np.ndarray
     dropped: Mapping[str, int]
     damage: tuple[str, ...]

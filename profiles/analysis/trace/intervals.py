@@ -49,17 +49,3 @@ def without(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     begin, end = int(min(a[0, 0], b[0, 0])) - 1, int(max(a[-1, 1], b[-1, 1])) + 1
     edges = np.concatenate(([begin], b.ravel(), [end]))
     return common(a, edges.reshape(-1, 2))
-
-
-def length_within(of: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """How much time of the set lies in each window [begin, end)."""
-    if not len(of):
-        return np.zeros(len(begin), dtype=np.int64)
-    before = np.concatenate(([0], np.cumsum(of[:, 1] - of[:, 0])))
-
-    def up_to(time: np.ndarray) -> np.ndarray:
-        index = np.searchsorted(of[:, 0], time, side="right")
-        cut = np.where(index > 0, np.maximum(of[np.maximum(index - 1, 0), 1] - time, 0), 0)
-        return before[index] - cut
-
-    return np.maximum(up_to(end) - up_to(begin), 0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..uncollected import uncollected
 from .events import Kind, Trace, shown
 from .json_stream import JsonStream
 
@@ -45,7 +44,7 @@ FARTHEST_MICROSECONDS = 200 * 86_400e6
 
 # 60 bytes each in memory.
 MOST_EVENTS = 12_000_000
-_SPARSE = {"device": np.int16, "stream": np.int64, "correlation": np.int64, "bytes": np.int64, "stack": np.int32}
+_SPARSE = {"device": np.int16, "stream": np.int64, "correlation": np.int64, "stack": np.int32}
 # Processes of the profiler before kineto (torch up to 1.8): what it gives for a device are operators that nest.
 _BEFORE_KINETO = ("CPU functions", "CUDA functions")
 _NO_KINETO = "of the profiler before kineto, whose device times are those of operators: record it with torch.profiler"
@@ -86,18 +85,6 @@ def read_trace(path: Path) -> Trace:
     )
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Within, the garbage collector does not look through a million events again and again: a third of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
 class _Rows:
     """Complete events of the kinds that we know, as columns that grow a piece at a time."""
 
@@ -118,7 +105,7 @@ class _Rows:
         kinds: list[int] = []
         named: list[int] = []
         thread: list[int] = []
-        sparse: list[tuple[int, int, int, int, int, int]] = []
+        sparse: list[tuple[int, int, int, int, int]] = []
         names, threads, known = self.names, self.threads, self._kinds
         for event in events:
             try:
@@ -195,8 +182,8 @@ class _Rows:
 
 def _arguments(
     event: Mapping[str, Any], args: Mapping[str, Any], kind: int, names: dict[str, int]
-) -> tuple[int, int, int, int, int]:
-    """Device, stream, correlation, bytes and stack of an event, -1 for what it has none of."""
+) -> tuple[int, int, int, int]:
+    """Device, stream, correlation and stack of an event, -1 for what it has none of."""
     stack = args.get("Call stack")
     device = stream = -1
     if kind <= Kind.MEMSET:
@@ -205,7 +192,6 @@ def _arguments(
         device if isinstance(device, int) and -1 <= device < 1 << 15 else -1,
         stream if isinstance(stream, int) and abs(stream) < 1 << 62 else -1,
         _whole(args.get("correlation", -1)),
-        _whole(args.get("bytes", args.get("Bytes", -1))),
         names.setdefault(stack, len(names)) if isinstance(stack, str) else -1,
     )
 

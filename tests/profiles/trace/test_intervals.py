@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from scalelab.profiles.analysis.trace.intervals import common, joined, length, length_within, union, without
+from scalelab.profiles.analysis.trace.intervals import common, joined, length, union, without
 
 pieces = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=12)
 
@@ -38,11 +38,3 @@ def test_the_algebra_is_that_of_sets(first: list[tuple[int, int]], second: list[
     assert moments(without(a, b)) == moments(a) - moments(b)
     assert moments(joined(a, b)) == moments(a) | moments(b)
     assert length(without(a, b)) + length(common(a, b)) == length(a)
-
-
-@given(pieces, st.lists(st.tuples(st.integers(0, 70), st.integers(0, 70)), max_size=6))
-def test_the_time_within_windows(rows: list[tuple[int, int]], windows: list[tuple[int, int]]) -> None:
-    found = interval_set(rows)
-    begin, end = (np.array([min(w) if low else max(w) for w in windows], dtype=np.int64) for low in (True, False))
-    expected = [len(moments(found) & set(range(a, b))) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
-    assert length_within(found, begin, end).tolist() == expected
