@@ -15,9 +15,9 @@ null.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter
+import msgspec
 
 from .used import (
     SCHEMA,
@@ -25,6 +25,7 @@ from .used import (
     FlopsRecord,
     MemoryRecord,
     MemoryStepRecord,
+    Part,
     TelemetryLackRecord,
     TelemetryRecord,
     TelemetryStartRecord,
@@ -40,10 +41,9 @@ of Python that is left in a bare step; `timed` is without nothing, and the probe
 EventKind = Literal["checkpoint", "evaluation", "flush", "profiler"]
 
 
-class StartRecord(Base):
+class StartRecord(Base, tag="start", frozen=True, kw_only=True):
     """Who writes this file. `device_uuid` is the card's as CUDA gives it, without a prefix; null on CPU."""
 
-    kind: Literal["start"] = "start"
     schema_version: int = SCHEMA
     rank: int
     local_rank: int
@@ -60,7 +60,7 @@ class StartRecord(Base):
     versions: dict[str, str]
 
 
-class CollectiveShape(Base):
+class CollectiveShape(Part, frozen=True, kw_only=True):
     """A collective: its kind, the bytes of the whole tensor as sent, the phase in which it began (null between phases)
     and the name of its group."""
 
@@ -70,15 +70,14 @@ class CollectiveShape(Base):
     group: str
 
 
-class CommPlanRecord(Base):
+class CommPlanRecord(Base, tag="comm_plan", frozen=True, kw_only=True):
     """The collectives of a step in the order in which they were begun, under a number that steps refer to."""
 
-    kind: Literal["comm_plan"] = "comm_plan"
     plan: int
     collectives: list[CollectiveShape]
 
 
-class CommRecord(Base):
+class CommRecord(Part, frozen=True, kw_only=True):
     """Times of the collectives of `plan` in one step, in nanoseconds from the step's begin.
 
     `handed_in_ns` and `ended_ns` are the host's. An end is null where it could not be seen; in an `exact` step it is
@@ -93,7 +92,7 @@ class CommRecord(Base):
     waits: list[int]
 
 
-class StepRecord(Base):
+class StepRecord(Base, tag="step", frozen=True, kw_only=True):
     """One optimizer step of one rank. `phases` holds exposed seconds by phase; the rest of `seconds` is in none.
 
     `skipped` steps left the weights alone, because a gradient overflowed under dynamic loss scaling. `not_finite` names
@@ -102,7 +101,6 @@ class StepRecord(Base):
     Python's garbage collector, whatever phase it came in.
     """
 
-    kind: Literal["step"] = "step"
     step: int
     role: Role
     start_seconds: float
@@ -122,41 +120,37 @@ class StepRecord(Base):
     comm: CommRecord | None = None
 
 
-class ClockRecord(Base):
+class ClockRecord(Base, tag="clock", frozen=True, kw_only=True):
     """How far this host's monotonic clock is behind that of rank 0's host, at `at_ns` of its own, and by how much that
     may be wrong. Written by the first rank of each other host, before and after the steps."""
 
-    kind: Literal["clock"] = "clock"
     at_ns: int
     offset_ns: int
     residual_ns: int
 
 
-class EventRecord(Base):
+class EventRecord(Base, tag="event", frozen=True, kw_only=True):
     """Something between steps. `step` is the step it follows; `values` holds what it found, if anything."""
 
-    kind: Literal["event"] = "event"
     event: EventKind
     step: int
     start_seconds: float
     seconds: float
-    values: dict[str, Any] = Field(default={})
+    values: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class WindowRecord(Base):
+class WindowRecord(Base, tag="window", frozen=True, kw_only=True):
     """The measured window as a whole: all that a run with the probe off knows."""
 
-    kind: Literal["window"] = "window"
     steps: int
     samples: int
     seconds: float
 
 
-class BlockRecord(Base):
+class BlockRecord(Base, tag="block", frozen=True, kw_only=True):
     """A block of steps in the tail, with `cause` taken away (null: nothing). The first `dropped` steps do not count.
     `call_seconds` a step went into the probe's calls, where those were timed."""
 
-    kind: Literal["block"] = "block"
     round: int
     cause: Cause | None
     dropped: int
@@ -164,11 +158,10 @@ class BlockRecord(Base):
     call_seconds: float | None = None
 
 
-class BadSampleRecord(Base):
+class BadSampleRecord(Base, tag="bad_sample", frozen=True, kw_only=True):
     """A damaged sample that was left out, once for each rank that met it; without `key` and `offset`, the rest of a
     shard from its first damaged place."""
 
-    kind: Literal["bad_sample"] = "bad_sample"
     split: str
     shard: str
     key: str | None
@@ -176,11 +169,10 @@ class BadSampleRecord(Base):
     message: str
 
 
-class EndRecord(Base):
+class EndRecord(Base, tag="end", frozen=True, kw_only=True):
     """The rank's last line. CUDA figures are the allocator's; null on CPU. `parameters_digest` differs where any bit of
     the parameters does."""
 
-    kind: Literal["end"] = "end"
     rss_peak_bytes: int
     allocated_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
@@ -205,4 +197,4 @@ Record = (
     | TelemetryRecord
     | TelemetryLackRecord
 )
-any_record: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+any_record: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)

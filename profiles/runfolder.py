@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import itertools
 import os
 import re
 import secrets
@@ -28,16 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
-from pydantic import ValidationError
 
-from .records import SCHEMA, Record, StartRecord, StepRecord, any_record
+from .encoding import encode, line_of
+from .records import SCHEMA, Record, StartRecord, any_record
 from .storage import Sleep, point, replace_file, retried, sync_folder, writing
 from .used import TelemetryStartRecord
-
-# Nothing that is read again line by line is longer: what a record holds beyond it is cut.
-MAX_RECORD_BYTES = 1 << 20
-_MAX_DEPTH = 32
 
 
 class SchemaError(ValueError):
@@ -118,7 +114,7 @@ class RunFolder:
 
         Raises OutputError.
         """
-        replace_file(self.path / name, _encode(value, orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+        replace_file(self.path / name, encode(value, orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
 
     def read(self, name: str) -> Any:
         """File `name` as JSON; None when there is none. Raises ValueError naming the file when it is damaged, and
@@ -159,13 +155,13 @@ def _records_in(path: Path) -> tuple[list[Record], int]:
     unreadable = 0
     for line in lines:
         try:
-            record = any_record.validate_json(line)
-        except ValidationError:
+            record = any_record.decode(line)
+        except (msgspec.DecodeError, RecursionError):
             _refuse_newer_start(path, line)
             unreadable += 1
             continue
         if isinstance(record, StartRecord | TelemetryStartRecord):
-            _refuse_newer(path, record.model_dump(), "schema_version")
+            _refuse_newer(path, {"schema_version": record.schema_version}, "schema_version")
         records.append(record)
     return records, unreadable
 
@@ -215,8 +211,8 @@ class RecordWriter:
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def __call__(self, *records: Record) -> None:
-        """Append `records`, each cut to MAX_RECORD_BYTES. Raises OutputError."""
-        line = b"\n" * self._torn + b"".join(map(_line, records))
+        """Append `records`, each cut to what may be read again. Raises OutputError."""
+        line = b"\n" * self._torn + b"".join(map(line_of, records))
         rest = line
 
         def write() -> None:
@@ -252,41 +248,3 @@ class RecordWriter:
             fresh = self._open()
             os.dup2(fresh, self._descriptor, inheritable=False)
             os.close(fresh)
-
-
-def _line(record: Record) -> bytes:
-    """`record` as one line of JSON; a number that is not finite is null."""
-    content = record.model_dump()
-    line = _encode(content)
-    if len(line) < MAX_RECORD_BYTES or isinstance(record, StepRecord):
-        # A step is numbers alone, as many as it has micro-batches: to leave some out would change what they say.
-        return line + b"\n"
-    for limit in (1000, 100, 10, 1):
-        line = orjson.dumps({name: _plain(value, limit) for name, value in content.items()})
-        if len(line) < MAX_RECORD_BYTES:
-            break
-    return line + b"\n"
-
-
-def _encode(value: Any, option: int = 0) -> bytes:
-    """`value` as JSON. What JSON has no word for becomes text: an error may hold any name or object."""
-    try:
-        return orjson.dumps(value, option=option)
-    except TypeError:
-        return orjson.dumps(_plain(value), option=option)
-
-
-def _plain(value: Any, limit: int = MAX_RECORD_BYTES, depth: int = 0) -> Any:
-    """`value` in JSON's own types, texts and lists cut to `limit`."""
-    if value is None or isinstance(value, bool | float):
-        return value
-    if isinstance(value, int) and -(2**63) <= value < 2**64:
-        return value
-    if depth < _MAX_DEPTH and isinstance(value, dict):
-        entries = itertools.islice(value.items(), limit)
-        return {_plain(str(key), limit): _plain(entry, limit, depth + 1) for key, entry in entries}
-    if depth < _MAX_DEPTH and isinstance(value, list | tuple):
-        return [_plain(entry, limit, depth + 1) for entry in value[:limit]]
-    # Names of files may hold bytes that are no text.
-    text = str(value).encode("utf-8", "replace").decode()
-    return text if len(text) <= limit else text[:limit] + "…"

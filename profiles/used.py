@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
+import msgspec
 
 SCHEMA = 1
 MEMORY_KINDS = (
@@ -20,21 +18,24 @@ MEMORY_KINDS = (
 """What bytes in a step are; docs/memory.md says how each is told."""
 
 
-class Base(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What records are made of. Types are held when one is read; who makes one is trusted."""
 
 
-class MemoryRecord(Base):
+class Base(Part, frozen=True, tag_field="kind", tag=str.lower):
+    """A record: one line of a file. `kind` says which."""
+
+
+class MemoryRecord(Base, tag="memory", frozen=True, kw_only=True):
     """Bytes of live model state on this rank, by unique storage, when the gradients of `step` were complete."""
 
-    kind: Literal["memory"] = "memory"
     step: int
     parameters_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
 
 
-class MemoryPeak(Base):
+class MemoryPeak(Part, frozen=True, kw_only=True):
     """The instant at which a step held most: its bytes, by kind (they sum to `bytes`), and where the step was.
     `module` is a path in the model, null between its modules."""
 
@@ -45,7 +46,7 @@ class MemoryPeak(Base):
     module: str | None
 
 
-class MemoryTimeline(Base):
+class MemoryTimeline(Part, frozen=True, kw_only=True):
     """Bytes of each kind at `seconds` from a step's begin, in `phase`. Of a long step some instants are kept: those at
     which a kind or all together were highest, or all together lowest, in their part of the step."""
 
@@ -54,7 +55,7 @@ class MemoryTimeline(Base):
     by_kind: dict[str, list[int]]
 
 
-class AllocatorRecord(Base):
+class AllocatorRecord(Part, frozen=True, kw_only=True):
     """CUDA's caching allocator over one step, and what the driver says of the whole card after it. `earlier` peaks are
     those of the run before that step; `retries` count over the run."""
 
@@ -67,7 +68,7 @@ class AllocatorRecord(Base):
     retries: int
 
 
-class HostSync(Base):
+class HostSync(Part, frozen=True, kw_only=True):
     """An operation for whose result the host waits on a GPU: `operator`, called so often in a step from `source`, the
     line of the user's code; null where none is on the stack, as in backward."""
 
@@ -76,25 +77,24 @@ class HostSync(Base):
     calls: int
 
 
-class MemoryStepRecord(Base):
+class MemoryStepRecord(Base, tag="memory_step", frozen=True, kw_only=True):
     """Memory over `step`, whose storages were followed. `failed` says why it could not be told.
 
     `left_bytes` after it and each followed step before it: what lived on of all that those steps made. `left_by` is the
     module that made most of what `step` left.
     """
 
-    kind: Literal["memory_step"] = "memory_step"
     step: int
     failed: str | None = None
     peak: MemoryPeak | None = None
     timeline: MemoryTimeline | None = None
-    left_bytes: list[int] = []
+    left_bytes: list[int] = msgspec.field(default_factory=list)
     left_by: str | None = None
     allocator: AllocatorRecord | None = None
-    host_syncs: list[HostSync] = []
+    host_syncs: list[HostSync] = msgspec.field(default_factory=list)
 
 
-class CountedFlops(Base):
+class CountedFlops(Part, frozen=True, kw_only=True):
     """Floating-point operations of one forward and backward of a micro-batch, each once, by branch of the model; and
     those that activation checkpointing does again."""
 
@@ -102,34 +102,33 @@ class CountedFlops(Base):
     recomputed: int
 
 
-class CountedShapes(CountedFlops):
+class CountedShapes(CountedFlops, frozen=True, kw_only=True):
     """The same of the shapes that `micro_batches` measured micro-batches had."""
 
     micro_batches: int
 
 
-class Padding(Base):
+class Padding(Part, frozen=True, kw_only=True):
     """Elements of a row that were real, and those that were there, by a mask; means over measured rows."""
 
     real: float
     there: float
 
 
-class FlopsRecord(Base):
+class FlopsRecord(Base, tag="flops", frozen=True, kw_only=True):
     """Written once, by rank 0: operations of the measured micro-batches of all ranks, of `samples_per_micro_batch`
     each. `without_padding` are those of a micro-batch cut to the real length of its rows; `uncounted` the calls a
     micro-batch of operators that have no formula. What could not be told is null, with its reason in `reasons`."""
 
-    kind: Literal["flops"] = "flops"
     samples_per_micro_batch: int
     counted: list[CountedShapes] | None
     without_padding: CountedFlops | None
     padding: dict[str, Padding] | None
     uncounted: dict[str, int] | None
-    reasons: dict[str, str] = {}
+    reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class WatchedCard(Base):
+class WatchedCard(Part, frozen=True, kw_only=True):
     """A card of the run, or a `mig` instance of one, and the ranks that have it. `uuid` is as ranks gave it, `name` as
     NVML does; null where it was not given."""
 
@@ -139,24 +138,22 @@ class WatchedCard(Base):
     mig: bool
 
 
-class TelemetryStartRecord(Base):
+class TelemetryStartRecord(Base, tag="telemetry_start", frozen=True, kw_only=True):
     """Opens a host's telemetry: its cards in the order by which the other lines number them."""
 
-    kind: Literal["telemetry_start"] = "telemetry_start"
     schema_version: int = SCHEMA
     host: str
     boot_id: str
     cards: list[WatchedCard]
 
 
-class TelemetryRecord(Base):
+class TelemetryRecord(Base, tag="telemetry", frozen=True, kw_only=True):
     """One reading of `card` at `at_ns` of the host's monotonic clock; null is what was not asked for or not given.
 
     Percentages are shares of NVML's own last sample period, up to a second; energy counts from the driver's start;
     `clock_events` are the reasons why the clocks are not at their highest.
     """
 
-    kind: Literal["telemetry"] = "telemetry"
     card: int
     at_ns: int
     gpu_percent: float | None = None
@@ -172,10 +169,9 @@ class TelemetryRecord(Base):
     pcie_tx_bytes_per_second: int | None = None
 
 
-class TelemetryLackRecord(Base):
+class TelemetryLackRecord(Base, tag="telemetry_lack", frozen=True, kw_only=True):
     """From `at_ns` on, and maybe for this once, `card` does not give `field` (null: anything), and why."""
 
-    kind: Literal["telemetry_lack"] = "telemetry_lack"
     card: int
     at_ns: int
     field: str | None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from .load import Run
 from .reasons import Null, nulls
 
@@ -27,5 +29,8 @@ def data(run: Run, null: Null) -> dict[str, Any]:
         "policy": config.get("bad_data", "fail"),
         "manifest_sha256": facts["manifest_sha256"],
         "skipped_samples": len(distinct),
-        "skipped": [bad.model_dump(exclude={"kind"}, exclude_none=True) for bad in distinct[:SHOWN]],
+        "skipped": [
+            {name: value for name, value in msgspec.structs.asdict(bad).items() if value is not None}
+            for bad in distinct[:SHOWN]
+        ],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..records import EndRecord
@@ -50,7 +51,7 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
         null("memory.peak_at.module", "the peak lies in none of the model's modules")
     timeline = None
     if followed is not None and followed.timeline is not None and worst is not None:
-        timeline = {"rank": worst["rank"], **followed.timeline.model_dump()}
+        timeline = {"rank": worst["rank"], **msgspec.structs.asdict(followed.timeline)}
     else:
         null("memory.timeline", why)
     found = {name: _largest(rows, name) for name in ("non_torch_bytes", "reserved_bytes", "rss_peak_bytes")}

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scalelab.profiles.records import StepRecord
 from scalelab.profiles.runfolder import RunFolder
 
 from tests.support.supervised import MODEL, Timed, mark_fault, pid_of
@@ -74,7 +75,7 @@ def test_a_stopped_rank_is_named(tmp_path: Path, timed: Timed) -> None:
     assert "SIGSTOP" in found.status["cause"]
     assert (found.folder.path / "errors" / "r001.stack").stat().st_size
     # The step that was stopped in is not ended, late, for the sake of the stack.
-    records = [record for rank in (0, 1) for record in found.folder.records(rank)[0] if record.kind == "step"]
+    records = [record for rank in (0, 1) for record in found.folder.records(rank)[0] if isinstance(record, StepRecord)]
     assert max((record.seconds for record in records), default=0.0) < 1.4
     assert found.left == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.records import EventRecord
 
 from tests.support.supervised import Timed
 
@@ -53,7 +54,7 @@ def test_a_checkpoint_without_room_does_not_cost_the_run(tmp_path: Path, timed: 
     assert "step-" in found.status["cause"]
     assert found.steps(0) == found.steps(1) == 5
     assert list((found.folder.path / "checkpoints").glob("step-*")) == []
-    events = [record for record in found.folder.records(0)[0] if record.kind == "event"]
+    events = [record for record in found.folder.records(0)[0] if isinstance(record, EventRecord)]
     assert len(events) == 2
     assert all("failed" in event.values for event in events)
     (row,) = summarise(load_run(found.folder))["events"]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scalelab.profiles.records import EndRecord
 from scalelab.profiles.runfolder import RunFolder
 
 from tests.support.supervised import MODEL, Timed, pid_of
@@ -42,7 +43,7 @@ def test_one_signal_ends_the_run_after_a_step(
     steps = {found.steps(rank) for rank in range(3)}
     assert len(steps) == 1
     records, unreadable = found.folder.records(0)
-    assert (records[-1].kind, unreadable) == ("end", 0)
+    assert (type(records[-1]), unreadable) == (EndRecord, 0)
     (checkpoint,) = (found.folder.path / "checkpoints").glob("step-*")
     assert checkpoint.name == f"step-{steps.pop():06d}"
     assert found.left == []

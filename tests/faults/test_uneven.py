@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from scalelab.launch.supervision.pulse import Pulse
+from scalelab.profiles.records import StepRecord
 
 from tests.faults.test_command import start
 from tests.support.supervised import MODEL, Timed, mark_fault, run_supervised
@@ -38,7 +39,8 @@ def test_a_slow_rank_is_no_fault(tmp_path: Path, timed: Timed) -> None:
     slow = MODEL.replace("time.sleep({seconds})", 'time.sleep(0.03 if os.environ["RANK"] == "1" else 0.01)')
     found = timed(tmp_path, model=slow, steps=10)
     assert found.status["exit_code"] == 0
-    forward = [[r.phases["forward"] for r in found.folder.records(rank)[0] if r.kind == "step"] for rank in (0, 1)]
+    ranks = [found.folder.records(rank)[0] for rank in (0, 1)]
+    forward = [[each.phases["forward"] for each in rank if isinstance(each, StepRecord)] for rank in ranks]
     assert sorted(forward[1])[5] > 2 * sorted(forward[0])[5]
 
 
@@ -85,7 +87,7 @@ def test_a_wall_clock_that_jumps_changes_no_duration(tmp_path: Path, timed: Time
     """Durations and the watch for hangs are of monotonic clocks."""
     found = timed(tmp_path, plant=jump, steps=10)
     assert found.status["exit_code"] == 0
-    records = [record for rank in (0, 1) for record in found.folder.records(rank)[0] if record.kind == "step"]
+    records = [record for rank in (0, 1) for record in found.folder.records(rank)[0] if isinstance(record, StepRecord)]
     assert all(0.009 < record.seconds < 60 for record in records)
     assert all(sum(record.phases.values()) <= record.seconds for record in records)
 

@@ -17,6 +17,7 @@ from scalelab.launch.attach import Probe
 from scalelab.launch.commands import report
 from scalelab.launch.errors import ConfigError
 from scalelab.launch.ranks import Rank
+from scalelab.profiles.records import StepRecord
 from scalelab.profiles.runfolder import RunFolder
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -85,7 +86,7 @@ def test_a_loop_without_ranks(alone: tuple[Probe, nn.Module, torch.optim.Optimiz
     summary = probe.folder.read("summary.json")
     assert (summary["steps"]["warmup"], summary["steps"]["measured"], len(summary["loss"])) == (1, 4, 5)
     assert summary["phases"]["comm_exposed"]["mean"] == 0
-    records = [record for record in probe.folder.records(0)[0] if record.kind == "step"]
+    records = [record for record in probe.folder.records(0)[0] if isinstance(record, StepRecord)]
     assert {(record.samples, record.lr) for record in records} == {(4, 0.5)}
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
@@ -111,7 +112,7 @@ def test_an_error_in_the_loop_is_in_the_status(alone: tuple[Probe, nn.Module, to
     status = probe.folder.read("status.json")
     assert (status["state"], status["exit_code"], status["culprit"]["rank"]) == ("failed", 5, 0)
     assert "the user's" in status["cause"]
-    assert len([record for record in probe.folder.records(0)[0] if record.kind == "step"]) == 3
+    assert len([record for record in probe.folder.records(0)[0] if isinstance(record, StepRecord)]) == 3
 
 
 def test_a_loop_that_goes_on_after_an_error_is_measured_on(
@@ -123,7 +124,7 @@ def test_a_loop_that_goes_on_after_an_error_is_measured_on(
         model(torch.ones(1, 3)).no_such_loss()
     loop(probe, model, optimizer, [torch.ones(4, 3)] * 2)
     probe.close()
-    steps = [record for record in probe.folder.records(0)[0] if record.kind == "step"]
+    steps = [record for record in probe.folder.records(0)[0] if isinstance(record, StepRecord)]
     assert [set(step.phases) for step in steps] == [{"data", "forward", "backward", "optimizer"}] * 2
 
 
@@ -165,7 +166,7 @@ def left_alone(rank: Rank, out: Path) -> int:
     torch.distributed.barrier()
     if rank.rank == 0:
         probe._end_alone()
-    return len([record for record in probe.folder.records(rank.rank)[0] if record.kind == "step"])
+    return len([record for record in probe.folder.records(rank.rank)[0] if isinstance(record, StepRecord)])
 
 
 def test_a_process_that_ends_by_itself_waits_for_nobody(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_evaluation_between_steps_is_no_phase_of_one(alone: tuple[Probe, nn.Modu
     with probe.step(), torch.no_grad():
         model(torch.ones(1, 3))
     probe.close()
-    steps = [record for record in probe.folder.records(0)[0] if record.kind == "step"]
+    steps = [record for record in probe.folder.records(0)[0] if isinstance(record, StepRecord)]
     assert [set(step.phases) for step in steps] == [{"data", "forward", "backward", "optimizer"}] * 4 + [{"forward"}]
 
 

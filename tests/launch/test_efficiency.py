@@ -15,6 +15,7 @@ from scalelab.launch.setting import Setting
 from scalelab.models.contract import load_model
 from scalelab.profiles.analysis.summary import write_summary
 from scalelab.profiles.capture.batches import BatchTally
+from scalelab.profiles.records import EndRecord
 from scalelab.profiles.used import FlopsRecord
 
 from tests.support.supervised import run_supervised
@@ -73,7 +74,7 @@ def test_a_run_counts_what_its_samples_took(tmp_path: Path, checkpointing: str) 
     assert sum(
         row.micro_batches for each in records if isinstance(each, FlopsRecord) for row in each.counted or ()
     ) == (2 * 4 * 2)
-    assert records[-1].kind == "end"
+    assert isinstance(records[-1], EndRecord)
 
 
 def test_a_model_that_reads_its_values_trains_all_the_same(tmp_path: Path) -> None:

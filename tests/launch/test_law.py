@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from scalelab.launch import strategies
@@ -64,7 +65,7 @@ def one_step(run: Sharded, batches: Iterator[Any]) -> dict[str, Any]:
         sent["backward"] += Counter(witness.payload_bytes())
         if last:
             held = run.state()
-            bytes_held = model_state(0, held).model_dump()
+            bytes_held = msgspec.structs.asdict(model_state(0, held))
             found["state"] = {kind: bytes_held[f"{kind}_bytes"] for kind in held}
             held = {**held, "parameters": list(run.parameters())}
             # A tensor without dimensions is a count of steps; an empty one is a parameter that is elsewhere now.

@@ -21,6 +21,7 @@ from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.capture.memory import digest
 from scalelab.profiles.capture.memory_step import MemoryProbe
 from scalelab.profiles.capture.storages import StorageLog
+from scalelab.profiles.records import StepRecord
 from scalelab.profiles.used import MemoryStepRecord
 from torch import nn
 from torch.nn import functional as F
@@ -255,7 +256,12 @@ def test_a_rank_that_fails_while_memory_is_followed_ends_nothing(tmp_path: Path)
     summary = summarise(load_run(found.folder))
     assert summary["steps"]["measured"] == 4
     assert summary["memory"]["peak_bytes"] is None
-    why = [record.failed for rank in (0, 1) for record in found.folder.records(rank)[0] if record.kind == "memory_step"]
+    why = [
+        record.failed
+        for rank in (0, 1)
+        for record in found.folder.records(rank)[0]
+        if isinstance(record, MemoryStepRecord)
+    ]
     assert "MemoryError: planted" in str(why[1])
     assert why[0]
     assert found.left == []
@@ -268,7 +274,7 @@ def test_memory_is_followed_unless_told_otherwise(tmp_path: Path, switch: str) -
     assert found.status["exit_code"] == 0, found.status
     summary = summarise(load_run(found.folder))
     memory, reasons = summary["memory"], summary["reasons"]
-    roles = [record.role for record in found.folder.records(0)[0] if record.kind == "step"]
+    roles = [record.role for record in found.folder.records(0)[0] if isinstance(record, StepRecord)]
     assert roles == ["warmup"] + ["measured"] * 4 + ["memory"] * (STEPS if switch == "on" else 0)
     assert (summary["steps"]["measured"], len(summary["loss"])) == (4, 5)
     if switch == "on":

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import psutil
 import pytest
+from msgspec import structs
 from scalelab.launch.config import build
 from scalelab.launch.devices import detect
 from scalelab.launch.plan import Plan, resolve
 from scalelab.launch.supervision import telemetry
 from scalelab.launch.supervision.supervisor import supervise
-from scalelab.profiles.records import StartRecord
+from scalelab.profiles.records import StartRecord, StepRecord
 from scalelab.profiles.runfolder import RunFolder, appending
 from scalelab.profiles.used import TelemetryLackRecord, TelemetryRecord
 
@@ -172,7 +173,7 @@ def with_card(rank: int) -> None:
     known = worker.start_record
 
     def start_record(*args: Any) -> StartRecord:
-        return known(*args).model_copy(update={"device_uuid": UUIDS[rank]})
+        return structs.replace(known(*args), device_uuid=UUIDS[rank])
 
     worker.start_record = start_record
 
@@ -198,9 +199,13 @@ def test_a_run_has_the_readings_of_all_its_steps(tmp_path: Path) -> None:
     """From before the first step to after the last, on the clock of the steps; nothing stays behind."""
     outcome = cuda_run(tmp_path, steps=60, seconds=0.05)
     assert outcome.status["exit_code"] == 0
-    steps = [record for record in outcome.folder.records(0)[0] if record.kind == "step" and record.role == "measured"]
+    steps = [
+        record
+        for record in outcome.folder.records(0)[0]
+        if isinstance(record, StepRecord) and record.role == "measured"
+    ]
     found = [reading.at_ns for reading in readings(outcome.folder) if reading.card == 0]
-    begins = [record.begin_ns for record in steps if record.kind == "step"]
+    begins = [record.begin_ns for record in steps]
     assert begins[0] is not None
     assert begins[-1] is not None
     assert found[0] < begins[0] < begins[-1] < found[-1]

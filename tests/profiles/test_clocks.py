@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scalelab.launch.ranks import Rank, control_group
@@ -38,7 +39,7 @@ def read_twice(rank: Rank, start: int) -> dict[str, Any]:
         moments.append((time.perf_counter_ns(), clock()))
     distributed.barrier()
     readings.append(compare_clocks(rank.rank, BOOTS, send, receive, clock))
-    return {"readings": [each.model_dump() for each in readings if each is not None], "moments": moments}
+    return {"readings": [msgspec.structs.asdict(each) for each in readings if each is not None], "moments": moments}
 
 
 def run_of(found: list[dict[str, Any]], boots: list[str] = BOOTS) -> Run:

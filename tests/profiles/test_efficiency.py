@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from scalelab.profiles.analysis.efficiency import catalogue
 from scalelab.profiles.analysis.load import load_run
@@ -115,8 +116,8 @@ def test_an_unknown_device_is_held_against_its_calibration(tmp_path: Path) -> No
         ({"flops": None}, "the run ended before its operations were counted"),
         ({"flops": None, "probe": "off"}, "--probe off"),
         ({"flops": None, "strategy": "own"}, "own loop"),
-        ({"flops": FLOPS.model_copy(update={"counted": None, "without_padding": None, "padding": None,
-          "uncounted": None, "reasons": dict.fromkeys(("counted", "without_padding", "padding"), "it is odd")})},
+        ({"flops": msgspec.structs.replace(FLOPS, counted=None, without_padding=None, padding=None, uncounted=None,
+          reasons=dict.fromkeys(("counted", "without_padding", "padding"), "it is odd"))},
          "it is odd"),
     ],
 )  # fmt: skip
@@ -132,7 +133,7 @@ def test_what_was_not_counted_is_null_with_its_reason(tmp_path: Path, options: d
 def test_padding_that_cannot_be_told_leaves_the_rest(tmp_path: Path) -> None:
     """Operations and MFU stay; the useful share is null with the reason."""
     told = {"without_padding": None, "padding": None, "reasons": {"without_padding": "no masks", "padding": "no masks"}}
-    found = summary(tmp_path, flops=FLOPS.model_copy(update=told))
+    found = summary(tmp_path, flops=msgspec.structs.replace(FLOPS, **told))
     assert found["utilization"]["mfu"] is not None
     assert found["utilization"]["useful_fraction"] is None
     assert "no masks" in found["reasons"]["model.useful_flops_per_sample"]

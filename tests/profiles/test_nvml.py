@@ -16,7 +16,7 @@ from tests.support import fake_nvml
 from tests.support.fake_nvml import FakeCard
 
 UUID, OTHER = "11111111-aaaa-bbbb-cccc-000000000001", "22222222-aaaa-bbbb-cccc-000000000002"
-FIELDS = set(TelemetryRecord.model_fields) - {"kind", "card", "at_ns"}
+FIELDS = set(TelemetryRecord.__struct_fields__) - {"card", "at_ns"}
 PCIE = {"pcie_rx_bytes_per_second", "pcie_tx_bytes_per_second"}
 
 

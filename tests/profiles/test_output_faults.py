@@ -9,7 +9,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
+import msgspec
 import pytest
 from scalelab.profiles import storage
 from scalelab.profiles.records import StepRecord
@@ -203,7 +203,7 @@ def test_a_full_disk_stops_records_before_any_is_lost(tmp_path: Path) -> None:
     """At each size of the half line: an error with the numbers, the whole lines kept, the half one counted."""
     folder = RunFolder.create(tmp_path, "x")
     path = folder.rank_file(0)
-    line = len(orjson.dumps(step_record(0).model_dump())) + 1
+    line = len(msgspec.json.encode(step_record(0))) + 1
     for room in range(0, line, 37):
         with appending(path) as write:
             write(step_record(0))

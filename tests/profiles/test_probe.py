@@ -16,6 +16,7 @@ from scalelab.profiles.capture.steps import MAX_PENDING
 from scalelab.profiles.capture.timeline import HostTimeline
 from scalelab.profiles.capture.window import WindowProbe
 from scalelab.profiles.records import PHASES, EventRecord, Record, Role, StepRecord, WindowRecord
+from scalelab.profiles.used import MemoryRecord
 
 
 class Clock:
@@ -116,11 +117,11 @@ def test_events_lie_between_steps_and_belong_to_none() -> None:
             values["ap_mean"] = 0.5
     probe.close()
     found = [
-        (r.kind, round(r.start_seconds, 6), round(r.seconds, 6))
+        (type(r), round(r.start_seconds, 6), round(r.seconds, 6))
         for r in records
         if isinstance(r, StepRecord | EventRecord)
     ]
-    assert found == [("step", 0, 1), ("event", 1, 7), ("step", 8, 1), ("event", 9, 7)]
+    assert found == [(StepRecord, 0, 1), (EventRecord, 1, 7), (StepRecord, 8, 1), (EventRecord, 9, 7)]
     assert isinstance(records[1], EventRecord)
     assert records[1].values == {"ap_mean": 0.5}
 
@@ -181,7 +182,7 @@ def test_gradient_norm_and_memory_are_taken_when_asked() -> None:
     probe.close()
     steps = [record for record in records if isinstance(record, StepRecord)]
     assert [(step.grad_square_sum, step.grad_replicas, step.losses) for step in steps] == [(24.0, 2, [3.0])] * 2
-    (memory,) = [record for record in records if record.kind == "memory"]
+    (memory,) = [record for record in records if isinstance(record, MemoryRecord)]
     assert (memory.step, memory.parameters_bytes, memory.gradients_bytes, memory.optimizer_bytes) == (1, 12, 24, 20)
 
 

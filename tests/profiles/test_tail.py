@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from scalelab.profiles.analysis.load import RankRecords, Run
@@ -79,7 +80,7 @@ def test_what_ended_early_says_what_is_whole() -> None:
     whole = blocks(lambda place, cause: 0.1 - 0.005 * (cause == "bare"), rounds=1)
     assert set(savings(run_of(whole, whole[:5]))) == {"bare"}
     assert set(savings(run_of(whole, whole[:3]))) == set()
-    other = [*whole[:4], whole[4].model_copy(update={"cause": "cached_batch"}), *whole[5:]]
+    other = [*whole[:4], msgspec.structs.replace(whole[4], cause="cached_batch"), *whole[5:]]
     assert set(savings(run_of(whole, other))) == {"bare"}
 
 

@@ -25,7 +25,7 @@ from scalelab.launch.plan import Plan, resolve
 from scalelab.launch.supervision import supervisor
 from scalelab.launch.supervision.sighting import see
 from scalelab.launch.supervision.supervisor import supervise
-from scalelab.profiles.records import TRAINING
+from scalelab.profiles.records import TRAINING, StepRecord
 from scalelab.profiles.runfolder import RunFolder
 
 from tests.support.ranks import context
@@ -68,7 +68,8 @@ class Outcome:
 
     def steps(self, rank: int) -> int:
         """Steps of training that the rank's records hold."""
-        return sum(record.kind == "step" and record.role in TRAINING for record in self.folder.records(rank)[0])
+        records = self.folder.records(rank)[0]
+        return sum(isinstance(record, StepRecord) and record.role in TRAINING for record in records)
 
 
 class Silent:
