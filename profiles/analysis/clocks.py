@@ -41,7 +41,7 @@ def clocks(run: Run) -> Clocks | str:
         known = readings.get(boot, ())
         if len(known) < 2:
             return "the ranks' hosts have clocks of their own, which were not compared both before and after the steps"
-        begins = np.array([rank.measured[step].begin_ns or 0 for step in steps], dtype=np.int64)
+        begins = rank.steps.begin_ns[run.places[index]]
         offsets[index] = _offsets(known[0], known[-1], begins)
         residual = max(residual, *(reading.residual_ns for reading in known))
     return Clocks(offsets, residual * 1e-9)

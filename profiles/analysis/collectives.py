@@ -7,13 +7,13 @@ For a collective, `ready` is the latest start over ranks. On each rank it is lat
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import CollectiveShape, CommRecord
+from ..records import CollectiveShape
+from .columns import StepComms
 
 SECONDS = 1e-9
 # ProcessGroupGloo runs this many collectives of a group at once, in the order in which they were handed in
@@ -28,8 +28,8 @@ class RankComm:
     """One rank's collectives over steps: its plans by number, each step's begin on its clock, and its times."""
 
     plans: Mapping[int, Plan]
-    begin_ns: Sequence[int]
-    steps: Sequence[CommRecord]
+    begin_ns: np.ndarray
+    steps: StepComms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +61,15 @@ def exposed(ranks: Sequence[RankComm]) -> Exposed:
     names = sorted({c.phase for rank in ranks for plan in rank.plans.values() for c in plan}, key=str)
     by_phase = np.zeros((len(ranks), steps, len(names)))
     for index, rank in enumerate(ranks):
-        waits = _Waits.of(rank)
+        comm, waits = rank.steps, rank.steps.waits
         offsets, table = {}, []
         for number, plan in rank.plans.items():
             offsets[number] = len(table)
             table += [names.index(collective.phase) for collective in plan]
-        first = np.array([offsets[step.plan] for step in rank.steps], dtype=np.int64)
-        phase = np.array(table, dtype=np.int64)[first[waits.step] + waits.collective]
-        flat = np.bincount(waits.step * len(names) + phase, waits.end - waits.begin, minlength=steps * len(names))
+        first = _looked_up(offsets, comm.plan)
+        phase = np.array(table, dtype=np.int64)[first[comm.wait_step] + waits[:, 0]]
+        blocked = (waits[:, 2] - waits[:, 1]).astype(np.float64)
+        flat = np.bincount(comm.wait_step * len(names) + phase, blocked, minlength=steps * len(names))
         by_phase[index] = flat.reshape(steps, len(names)) * SECONDS
     return Exposed(
         total=by_phase.sum(axis=2), phases={name: by_phase[:, :, column] for column, name in enumerate(names)}
@@ -110,53 +111,41 @@ def _signatures(ranks: Sequence[RankComm]) -> tuple[np.ndarray, list[Plan]]:
                 numbers[key] = len(plans)
                 plans.append(plan)
             of_plan[number] = numbers[key]
-        rows.append([of_plan[step.plan] for step in rank.steps])
+        rows.append(_looked_up(of_plan, rank.steps.plan))
     return np.array(rows, dtype=np.int64).reshape(len(ranks), -1), plans
 
 
-@dataclass(frozen=True)
-class _Waits:
-    """The waits of a rank, one after the other: in which step, for which collective, from when until when."""
-
-    step: np.ndarray
-    collective: np.ndarray
-    begin: np.ndarray
-    end: np.ndarray
-
-    @classmethod
-    def of(cls, rank: RankComm) -> _Waits:
-        counts = [len(step.waits) // 3 for step in rank.steps]
-        numbers = itertools.chain.from_iterable(step.waits for step in rank.steps)
-        flat = np.fromiter(numbers, dtype=np.int64, count=3 * sum(counts)).reshape(-1, 3)
-        return cls(np.repeat(np.arange(len(counts)), counts), flat[:, 0], flat[:, 1].astype(float), flat[:, 2])
+def _looked_up(table: Mapping[int, int], keys: np.ndarray) -> np.ndarray:
+    """The table's value of each key."""
+    known, inverse = np.unique(keys, return_inverse=True)
+    return np.array([table[key] for key in known.tolist()], dtype=np.int64)[inverse]
 
 
 def _alike(ranks: Sequence[RankComm], columns: np.ndarray, plan: Plan, offsets: np.ndarray) -> Split:
     """The split of steps `columns`, in which all ranks run `plan`."""
-    begins = np.array([[rank.begin_ns[column] for column in columns] for rank in ranks], dtype=np.int64)
-    begins += offsets
+    chosen = [rank.steps.take(columns) for rank in ranks]
+    begins = np.array([rank.begin_ns[columns] for rank in ranks], dtype=np.int64) + offsets
     # Counted from the first rank's begin of the step, so that nanoseconds keep their place in a double.
     shift = (begins - begins.min(axis=0)).astype(np.float64)
-    handed_in = _cube([[rank.steps[column].handed_in_ns for column in columns] for rank in ranks], len(plan))
-    ends = _cube([[rank.steps[column].ended_ns for column in columns] for rank in ranks], len(plan))
-    handed_in += shift[:, :, None]
-    ends += shift[:, :, None]
+    handed_in, ends = (
+        np.stack([times.reshape(len(columns), len(plan)) for times in of_ranks]) + shift[:, :, None]
+        for of_ranks in ([comm.handed_in for comm in chosen], [comm.ended for comm in chosen])
+    )
     seen = ~np.isnan(ends)
     ends = np.where(seen, ends, handed_in)
     starts = _starts(handed_in, ends, plan)
     ready = np.minimum(starts.max(axis=0), ends)
     totals = {name: np.zeros(shift.shape) for name in ("waiting", "transfer", "blocked", "busy", "overlapped")}
-    for index, rank in enumerate(ranks):
-        chosen = RankComm(rank.plans, [rank.begin_ns[c] for c in columns], [rank.steps[c] for c in columns])
-        waits = _Waits.of(chosen)
-        a, b = waits.begin + shift[index, waits.step], waits.end + shift[index, waits.step]
-        start, middle, end = (times[index, waits.step, waits.collective] for times in (starts, ready, ends))
+    for index, comm in enumerate(chosen):
+        step, collective = comm.wait_step, comm.waits[:, 0]
+        a, b = (comm.waits[:, column] + shift[index, step] for column in (1, 2))
+        start, middle, end = (times[index, step, collective] for times in (starts, ready, ends))
         for name, low, high in (("waiting", start, middle), ("transfer", middle, end)):
             within = np.maximum(0.0, np.minimum(b, high) - np.maximum(a, low))
-            totals[name][index] = np.bincount(waits.step, within, minlength=len(columns))
-        totals["blocked"][index] = np.bincount(waits.step, b - a, minlength=len(columns))
+            totals[name][index] = np.bincount(step, within, minlength=len(columns))
+        totals["blocked"][index] = np.bincount(step, b - a, minlength=len(columns))
         busy = _covered(ready[index], ends[index])
-        both = _covered(*_with_waits(ready[index], ends[index], waits, a, b))
+        both = _covered(*_with_waits(ready[index], ends[index], step, a, b))
         totals["busy"][index] = busy
         totals["overlapped"][index] = both - totals["blocked"][index]
     seconds = {name: values * SECONDS for name, values in totals.items()}
@@ -167,15 +156,8 @@ def _alike(ranks: Sequence[RankComm], columns: np.ndarray, plan: Plan, offsets: 
         **seconds,
         queued=np.maximum(queued, 0.0),
         last=_last(starts),
-        exact=seen.all(axis=(0, 2)) & [all(rank.steps[column].exact for rank in ranks) for column in columns],
+        exact=seen.all(axis=(0, 2)) & np.all([comm.exact for comm in chosen], axis=0),
     )
-
-
-def _cube(rows: list[list[list[int]] | list[list[int | None]]], width: int) -> np.ndarray:
-    """Times as (rank, step, collective), unknown ones NaN."""
-    flat = itertools.chain.from_iterable(step for row in rows for step in row)
-    values = np.array(list(flat), dtype=np.float64)
-    return values.reshape(len(rows), -1, width) if width else np.zeros((len(rows), len(rows[0]), 0))
 
 
 def _starts(handed_in: np.ndarray, ends: np.ndarray, plan: Plan) -> np.ndarray:
@@ -201,14 +183,14 @@ def _covered(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def _with_waits(
-    begin: np.ndarray, end: np.ndarray, waits: _Waits, a: np.ndarray, b: np.ndarray
+    begin: np.ndarray, end: np.ndarray, step: np.ndarray, a: np.ndarray, b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The intervals of each row together with the waits of that step."""
-    counts = np.bincount(waits.step, minlength=len(begin))
+    counts = np.bincount(step, minlength=len(begin))
     width = int(counts.max(initial=0))
-    place = np.arange(len(waits.step)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.arange(len(step)) - np.repeat(np.cumsum(counts) - counts, counts)
     more = np.zeros((2, len(begin), width))
-    more[0, waits.step, place], more[1, waits.step, place] = a, b
+    more[0, step, place], more[1, step, place] = a, b
     return np.concatenate([begin, more[0]], axis=1), np.concatenate([end, more[1]], axis=1)
 
 

@@ -62,15 +62,13 @@ def communication(run: Run) -> Communication:
     if not steps:
         return Communication(exposed=None, split=None, plans=[], why_unknown="no measured step was recorded")
     ranks = []
-    for rank in run.ranks:
-        records = [rank.measured[step] for step in steps]
-        comm = [record.comm for record in records if record.comm and record.comm.plan in rank.comm_plans]
-        begin_ns = [record.begin_ns for record in records if record.begin_ns is not None]
-        if not len(records) == len(comm) == len(begin_ns):
+    for rank, places in zip(run.ranks, run.places, strict=True):
+        comm, begin_ns = rank.steps.comm.take(places), rank.steps.begin_ns[places]
+        if begin_ns.min() < 0 or not set(np.unique(comm.plan).tolist()) <= set(rank.comm_plans):
             why = run.run_json.get("comm_unknown") or f"rank {rank.rank} has no record of its collectives"
             return Communication(exposed=None, split=None, plans=[], why_unknown=why)
         ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
-    plans = [ranks[0].plans[step.plan] for step in ranks[0].steps]
+    plans = [ranks[0].plans[number] for number in ranks[0].steps.plan.tolist()]
     if unseen := _why_blocked_is_not_seen(run.run_json["config"]):
         return Communication(exposed=None, split=None, plans=plans, why_unknown=unseen)
     found = exposed(ranks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from ..used import (
     TelemetryRecord,
     TelemetryStartRecord,
 )
+from .columns import Steps
 from .uncollected import uncollected
 
 Kind = TypeVar("Kind", bound=Record)
@@ -42,12 +43,12 @@ Kind = TypeVar("Kind", bound=Record)
 
 @dataclass(frozen=True, kw_only=True)
 class RankRecords:
-    """One rank's records, sorted by kind. `steps` are those that train, `events` what lies between them, `blocks` the
-    tail's. `unreadable` counts lines that a crash or damage left behind."""
+    """One rank's records, sorted by kind. `steps` are those that train, as columns, `events` what lies between
+    them, `blocks` the tail's. `unreadable` counts lines that a crash or damage left behind."""
 
     rank: int
     start: StartRecord | None
-    steps: tuple[StepRecord, ...]
+    steps: Steps
     events: tuple[EventRecord, ...]
     memory: MemoryRecord | None
     memory_step: MemoryStepRecord | None = None
@@ -60,11 +61,6 @@ class RankRecords:
     end: EndRecord | None
     profiler_failed: str | None = None
     unreadable: int
-
-    @functools.cached_property
-    def measured(self) -> dict[int, StepRecord]:
-        """Measured steps by index."""
-        return {record.step: record for record in self.steps if record.role == "measured"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +86,25 @@ class Run:
     @functools.cached_property
     def complete_steps(self) -> list[int]:
         """Measured steps that every rank finished."""
-        finished = [set(rank.measured) for rank in self.ranks]
+        finished = [set(rank.steps.place) for rank in self.ranks]
         return sorted(set.intersection(*finished)) if finished else []
+
+    @functools.cached_property
+    def places(self) -> list[np.ndarray]:
+        """Where those steps are in each rank's columns."""
+        return [
+            np.array([rank.steps.place[step] for step in self.complete_steps], dtype=np.int64) for rank in self.ranks
+        ]
 
     @functools.cached_property
     def step_seconds(self) -> np.ndarray:
         """Seconds of each complete step, (ranks, steps)."""
-        return self.matrix(lambda step: step.seconds)
+        return self.column("seconds")
 
     @functools.cached_property
     def phase_seconds(self) -> dict[str, np.ndarray]:
         """Seconds of each phase as recorded, communication included, (ranks, steps)."""
-        return {name: self.matrix(lambda step, name=name: step.phases.get(name, 0.0)) for name in PHASES}
+        return {name: self._stacked([rank.steps.phases[name] for rank in self.ranks]) for name in PHASES}
 
     @property
     def calibration(self) -> Calibration | None:
@@ -126,10 +129,13 @@ class Run:
                 f"the calibration in run.json cannot be read: {'.'.join(map(str, first['loc']))}, {first['msg']}",
             )
 
-    def matrix(self, value: Callable[[StepRecord], float]) -> np.ndarray:
-        """`value` of each measured step that every rank finished, as (ranks, steps)."""
-        rows = [[value(rank.measured[step]) for step in self.complete_steps] for rank in self.ranks]
-        return np.asarray(rows, dtype=np.float64).reshape(len(self.ranks), len(self.complete_steps))
+    def column(self, name: str) -> np.ndarray:
+        """Number `name` of each measured step that every rank finished, as (ranks, steps), NaN where it is null."""
+        return self._stacked([rank.steps.numbers[name] for rank in self.ranks])
+
+    def _stacked(self, columns: list[np.ndarray]) -> np.ndarray:
+        chosen = [column[places] for column, places in zip(columns, self.places, strict=True)]
+        return np.asarray(chosen, dtype=np.float64).reshape(len(self.ranks), len(self.complete_steps))
 
 
 def load_run(folder: RunFolder) -> Run:
@@ -151,12 +157,13 @@ def load_run(folder: RunFolder) -> Run:
 
 def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
     records, unreadable = folder.records(rank)
-    steps = tuple(record for record in records if isinstance(record, StepRecord) and record.role in TRAINING)
+    steps = [record for record in records if isinstance(record, StepRecord) and record.role in TRAINING]
     last = steps[-1].step if steps else None
+    records = [record for record in records if not isinstance(record, StepRecord)]
     return RankRecords(
         rank=rank,
         start=_first(records, StartRecord),
-        steps=steps,
+        steps=Steps.of(steps),
         blocks=tuple(record for record in records if isinstance(record, BlockRecord)),
         clocks=tuple(record for record in records if isinstance(record, ClockRecord)),
         events=tuple(

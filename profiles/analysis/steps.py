@@ -39,7 +39,7 @@ def samples_per_step(run: Run) -> float | None:
     """Samples of a measured step over all ranks, the mean over steps; None if they were not counted."""
     if not run.complete_steps:
         return run.run_json["config"]["global_batch"]
-    return float(run.matrix(lambda step: step.samples).sum(axis=0).mean()) or None
+    return float(run.column("samples").sum(axis=0).mean()) or None
 
 
 def throughput(step_seconds: Mapping[str, Any], samples: float | None, null: Null) -> dict[str, Any]:
@@ -93,23 +93,22 @@ def detail(run: Run, communication: Communication, null: Null) -> dict[str, Any]
     else:
         in_optimizer = float(np.mean(communication.exposed.phases.get("optimizer", 0.0)))
     how = run.run_json["config"]["checkpointing"]
-    timed = [rank.measured[step].recompute_seconds for rank in run.ranks for step in run.complete_steps]
-    known = [seconds for seconds in timed if seconds is not None]
+    timed = run.column("recompute_seconds")
     recompute = 0.0 if how == "none" else None
-    if known and len(known) == len(timed):
-        recompute = float(np.mean(known))
+    if timed.size and not np.isnan(timed).any():
+        recompute = float(timed.mean())
     elif how != "none":
         null("detail.recompute_seconds", "recompute is part of backward and was not timed apart")
     if not run.complete_steps:
         null("detail.host_data_seconds", "no measured step was recorded")
-    collected = [rank.measured[step].gc_seconds for rank in run.ranks for step in run.complete_steps]
-    if not collected or None in collected:
+    collected = run.column("gc_seconds")
+    paused = float(collected.mean()) if collected.size and not np.isnan(collected).any() else None
+    if paused is None:
         null("detail.gc_seconds", "the collector's pauses were not recorded")
-        collected = []
     return {
         "recompute_seconds": recompute,
-        "gc_seconds": float(np.mean([each or 0.0 for each in collected])) if collected else None,
-        "host_data_seconds": float(run.matrix(lambda s: s.host_data_seconds).mean()) if run.complete_steps else None,
+        "gc_seconds": paused,
+        "host_data_seconds": float(run.column("host_data_seconds").mean()) if run.complete_steps else None,
         "optimizer_comm_seconds": in_optimizer,
     }
 
@@ -134,8 +133,8 @@ def per_rank(run: Run, known: Communication, null: Null) -> list[dict[str, Any]]
     own.pop("unattributed", None)
     rows = []
     for index, rank in enumerate(run.ranks):
-        steps = [rank.measured[step] for step in run.complete_steps]
-        seconds = float(np.mean([step.seconds for step in steps])) if steps else None
+        steps = run.complete_steps
+        seconds = float(run.step_seconds[index].mean()) if steps else None
         blocked = float(known.exposed.total[index].mean()) if steps and known.exposed is not None else None
         rows.append(
             {

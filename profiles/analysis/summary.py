@@ -115,10 +115,10 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "model": about,
         "data": data(run, null),
         "steps": {
-            "warmup": min((sum(s.role == "warmup" for s in rank.steps) for rank in run.ranks), default=0),
+            "warmup": min((int((~rank.steps.measured).sum()) for rank in run.ranks), default=0),
             "measured": len(steps) or min((rank.window.steps for rank in run.ranks if rank.window), default=0),
             "profiled": min((len(row["steps"]) for row in rows if row["unusable"] is None), default=0),
-            "skipped": min((sum(s.skipped for s in rank.steps) for rank in run.ranks), default=0),
+            "skipped": min((int(rank.steps.skipped.sum()) for rank in run.ranks), default=0),
         },
         "throughput": throughput(seconds, samples, null),
         "step_seconds": seconds,
@@ -143,7 +143,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
     }
     if summary["loss"] is None:
         null("loss", "no step was recorded" + (" (--probe off)" if config["probe"] == "off" else ""))
-    elif config["strategy"] == "own" and not any(rank.steps[0].losses for rank in run.ranks if rank.steps):
+    elif config["strategy"] == "own" and not any(rank.steps.losses[1].any() for rank in run.ranks):
         summary["loss"] = None
         null("loss", "the loop did not tell its losses; probe.loss(loss) does")
     return summary

@@ -243,11 +243,13 @@ def _stretches(run: Run, host: HostTelemetry, rank: RankRecords) -> np.ndarray:
     assert host.start is not None
     if rank.start is None or rank.start.boot_id != host.start.boot_id:
         raise _UnknownError(f"rank {rank.rank} and the telemetry of its host do not have one clock")
-    steps = [rank.measured[step] for step in run.complete_steps]
-    if steps[0].begin_ns is None:
+    places = run.places[run.ranks.index(rank)]
+    first_ns = int(rank.steps.begin_ns[places[0]])
+    if first_ns < 0:
         raise _UnknownError("the steps have no time on the host's clock")
-    begins = np.array([(step.start_seconds - steps[0].start_seconds) * 1e9 for step in steps])
-    ends = begins + np.array([step.seconds * 1e9 for step in steps])
+    start = rank.steps.numbers["start_seconds"][places]
+    begins = (start - start[0]) * 1e9
+    ends = begins + rank.steps.numbers["seconds"][places] * 1e9
     breaks = np.flatnonzero(begins[1:] - ends[:-1] > ADJACENT_NS)
-    stretches = np.stack([begins[np.r_[0, breaks + 1]], ends[np.r_[breaks, len(steps) - 1]]], axis=1)
-    return steps[0].begin_ns + stretches.round().astype(np.int64)
+    stretches = np.stack([begins[np.r_[0, breaks + 1]], ends[np.r_[breaks, len(places) - 1]]], axis=1)
+    return first_ns + stretches.round().astype(np.int64)

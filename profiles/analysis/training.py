@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from ..records import EventRecord, StepRecord
+import numpy as np
+
+from ..records import EventRecord
 from .load import Run
 from .reasons import Null
 
 
 def loss(run: Run) -> list[float | None] | None:
     """Mean over ranks and micro-batches, a number for each step that every rank finished, from the first warm-up."""
-    return _by_step(run, lambda steps: _mean([loss for step in steps for loss in step.losses]))
+    sums, counts = (_by_step(run, [rank.steps.losses[part] for rank in run.ranks]).sum(axis=0) for part in (0, 1))
+    return _numbers(np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
 
 
 def grad_norm(run: Run, null: Null) -> list[float | None] | None:
     """Global norm before clipping: a sum of squares that k ranks hold alike counts for 1 / k on each."""
-
-    def norm(steps: list[StepRecord]) -> float | None:
-        parts = [(step.grad_square_sum, step.grad_replicas) for step in steps]
-        shares = [square / replicas for square, replicas in parts if square is not None and replicas]
-        return math.sqrt(sum(shares)) if len(shares) == len(parts) else None
-
     if not run.run_json["config"]["record_grad_norm"]:
         null("grad_norm", "not recorded; --record-grad-norm records it")
         return None
-    return _by_step(run, norm)
+    squares, replicas = (
+        _by_step(run, [rank.steps.numbers[name] for rank in run.ranks]) for name in ("grad_square_sum", "grad_replicas")
+    )
+    return _numbers(np.sqrt((squares / np.where(replicas > 0, replicas, np.nan)).sum(axis=0)))
 
 
-def _by_step(run: Run, value: Callable[[list[StepRecord]], float | None]) -> list[float | None] | None:
-    by_rank = [{step.step: step for step in rank.steps} for rank in run.ranks]
-    common = sorted(set.intersection(*(set(steps) for steps in by_rank))) if by_rank else []
-    return [value([steps[index] for steps in by_rank]) for index in common] or None
+def _by_step(run: Run, columns: Sequence[np.ndarray]) -> np.ndarray:
+    """The columns at the steps that every rank finished, warm-up included, as (ranks, steps)."""
+    places = [{int(step): place for place, step in enumerate(rank.steps.step)} for rank in run.ranks]
+    common = sorted(set.intersection(*map(set, places))) if places else []
+    rows = [column[[place[step] for step in common]] for column, place in zip(columns, places, strict=True)]
+    return np.asarray(rows, dtype=np.float64).reshape(len(rows), len(common))
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+def _numbers(values: np.ndarray) -> list[float | None] | None:
+    """Null for what is NaN; None for no steps."""
+    return [None if math.isnan(value) else value for value in values.tolist()] or None
 
 
 def quality(run: Run, null: Null) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scalelab.launch.ranks import Rank, control_group
 from scalelab.profiles.analysis.clocks import Clocks, clocks
+from scalelab.profiles.analysis.columns import Steps
 from scalelab.profiles.analysis.load import RankRecords, Run
 from scalelab.profiles.capture.clocks import ROUNDS, compare_clocks, over
 from scalelab.profiles.records import ClockRecord, StartRecord, StepRecord
@@ -58,7 +59,8 @@ def run_of(found: list[dict[str, Any]], boots: list[str] = BOOTS) -> Run:
         )  # fmt: skip
         rows.append(
             RankRecords(
-                rank=rank, start=start, steps=steps, events=(), memory=None, window=None, end=None, unreadable=0,
+                rank=rank, start=start, steps=Steps.of(steps), events=(), memory=None, window=None,
+                end=None, unreadable=0,
                 clocks=tuple(ClockRecord(**reading) for reading in row["readings"]),
             )
         )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scalelab.profiles.analysis.collectives import GLOO_THREADS, RankComm, Split, exposed, split, unlike_steps
+from scalelab.profiles.analysis.columns import StepComms
 from scalelab.profiles.records import CollectiveShape, CommRecord
 
 SPAN = 60
@@ -21,9 +22,8 @@ def collective(phase: str = "backward", kind: str = "all_reduce", group: str = "
 
 
 def rank_comm(plan: Sequence[CollectiveShape], *steps: dict[str, Any], begin_ns: Sequence[int] = ()) -> RankComm:
-    return RankComm(
-        {0: plan}, begin_ns or [1000 * i for i in range(len(steps))], [CommRecord(plan=0, **s) for s in steps]
-    )
+    begins = np.array(begin_ns or [1000 * i for i in range(len(steps))], dtype=np.int64)
+    return RankComm({0: plan}, begins, StepComms.of([CommRecord(plan=0, **s) for s in steps]))
 
 
 def apart(ranks: Sequence[RankComm], offsets: Sequence[int] = ()) -> Split:
@@ -125,7 +125,7 @@ def test_the_last_rank_is_the_one_that_cost_the_others_most() -> None:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> list[RankComm]:
+def worlds(draw: st.DrawFn) -> tuple[list[CollectiveShape], list[list[dict[str, Any]]]]:
     """Ranks with up to three collectives a step in any order of times that can be, each rank's waits apart."""
     count, steps = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     plan = [collective(group=draw(st.sampled_from("01"))) for _ in range(count)]
@@ -139,16 +139,15 @@ def worlds(draw: st.DrawFn) -> list[RankComm]:
             edges = sorted(draw(st.lists(moment, min_size=2 * count, max_size=2 * count)))
             waits = [(index, edges[2 * index], edges[2 * index + 1]) for index in range(count)]
             rows.append(times(handed_in, list(ended), *waits))
-        ranks.append(rank_comm(plan, *rows))
-    return ranks
+        ranks.append(rows)
+    return plan, ranks
 
 
-def counted(ranks: list[RankComm], rank: int, step: int) -> dict[str, int]:
+def counted(plan: list[CollectiveShape], ranks: list[list[CommRecord]], rank: int, step: int) -> dict[str, int]:
     """The split of one rank and step, nanosecond by nanosecond."""
-    plan = ranks[0].plans[0]
-    starts = [_starts(each.steps[step], plan) for each in ranks]
+    starts = [_starts(each[step], plan) for each in ranks]
     ready = [max(row[c] for row in starts) for c in range(len(plan))]
-    own = ranks[rank].steps[step]
+    own = ranks[rank][step]
     waits = [own.waits[i : i + 3] for i in range(0, len(own.waits), 3)]
     found: dict[str, int] = dict.fromkeys(("waiting", "transfer", "queued", "busy", "overlapped"), 0)
     for now in range(SPAN):
@@ -178,13 +177,16 @@ def _starts(step: CommRecord, plan: Sequence[CollectiveShape]) -> list[int]:
 
 @given(worlds())
 @settings(max_examples=200, deadline=None)
-def test_the_split_equals_counting(ranks: list[RankComm]) -> None:
+def test_the_split_equals_counting(world: tuple[list[CollectiveShape], list[list[dict[str, Any]]]]) -> None:
     """Every part, on every rank and step; the three parts sum to what is exposed."""
+    plan, rows = world
+    ranks = [rank_comm(plan, *each) for each in rows]
+    records = [[CommRecord(plan=0, **step) for step in each] for each in rows]
     part, total = apart(ranks), exposed(ranks).total
     # Steps begin 1000 apart on every rank: the clocks agree.
     for rank in range(len(ranks)):
         for step in range(total.shape[1]):
-            expected = counted(ranks, rank, step)
+            expected = counted(plan, records, rank, step)
             for name, value in expected.items():
                 assert getattr(part, name)[rank, step] / NS == pytest.approx(value), name
             parts = sum(getattr(part, name)[rank, step] for name in ("waiting", "transfer", "queued"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 import pytest
+from scalelab.profiles.analysis.columns import Steps
 from scalelab.profiles.analysis.load import RankRecords, Run
 from scalelab.profiles.analysis.tail import counterfactual, overhead, savings
 from scalelab.profiles.records import BlockRecord, Cause
@@ -27,7 +28,7 @@ def run_of(*ranks: Sequence[BlockRecord], asked: bool = True) -> Run:
         RankRecords(
             rank=index,
             start=None,
-            steps=(),
+            steps=Steps.of([]),
             events=(),
             memory=None,
             window=None,

@@ -15,6 +15,7 @@ from scalelab.launch.ranks import Rank
 from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
 from scalelab.launch.strategies._contract import Sharded, Strategy
+from scalelab.profiles.analysis.columns import Steps
 from scalelab.profiles.analysis.load import RankRecords, Run
 from scalelab.profiles.analysis.training import grad_norm, loss
 from scalelab.profiles.capture.probe import Probe
@@ -103,7 +104,7 @@ def combined(per_rank: Sequence[Sequence[StepRecord]]) -> dict[str, list[float |
     """Losses and gradient norms over ranks, by the analysis that writes a run's summary."""
     ranks = tuple(
         RankRecords(
-            rank=rank, start=None, steps=tuple(steps), events=(), memory=None, window=None, end=None, unreadable=0
+            rank=rank, start=None, steps=Steps.of(steps), events=(), memory=None, window=None, end=None, unreadable=0
         )
         for rank, steps in enumerate(per_rank)
     )

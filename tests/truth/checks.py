@@ -44,13 +44,13 @@ def closure(place: Path) -> Iterator[Line]:
         least = min(float(values.min()) for values in ledger.values())
         yield Line(least > -1e-6, f"{name}: the smallest part of any step is {least * 1e6:.1f} us")
         for rank, witness in zip(run.ranks, witnesses, strict=True):
-            tiled = sum(step.seconds for step in rank.steps) + sum(event.seconds for event in rank.events)
+            tiled = float(rank.steps.numbers["seconds"].sum()) + sum(event.seconds for event in rank.events)
             wall = witness.end - witness.begin
             holds = abs(tiled / wall - 1) < 0.005
             yield Line(holds, f"{name} rank {rank.rank}: steps and events {tiled:.4f} s, wall clock {wall:.4f} s")
             for phase in ("data", "forward"):
                 own = np.array(witness.seconds[phase][: len(rank.steps)])[WARMUP:]
-                seen = np.array([step.phases[phase] for step in rank.steps])[WARMUP:]
+                seen = rank.steps.phases[phase][WARMUP:]
                 # A wrapper around the model communicates before it calls it.
                 most = 1.1 * own.mean() + 1e-3 + _exposed(run, rank.rank, phase)
                 holds = float((seen - own).min()) >= 0 and float(seen.mean()) < most

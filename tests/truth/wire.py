@@ -148,9 +148,8 @@ def payload(folder: RunFolder, rank: int) -> float:
     run = load_run(folder)
     mine = next(each for each in run.ranks if each.rank == rank)
     total = 0.0
-    for step in mine.steps:
-        assert step.comm is not None
-        for collective in mine.comm_plans[step.comm.plan]:
+    for number in mine.steps.comm.plan.tolist():
+        for collective in mine.comm_plans[number]:
             total += collective.payload_bytes * (wire_factor(collective.kind, 2, "cpu") or 0.0)
     return total
 
