@@ -27,7 +27,8 @@ def grad_norm(run: Run, null: Null) -> list[float | None] | None:
     if not run.run_json["config"]["record_grad_norm"]:
         null("grad_norm", "not recorded; --record-grad-norm records it")
         return None
-    return _by_step(run, norm)
+    norms = _by_step(run, norm)
+    return None if norms is None else norms[: run.run_json["config"].get("grad_norm_steps")]
 
 
 def _by_step(run: Run, value: Callable[[list[StepRecord]], float | None]) -> list[float | None] | None:
