@@ -4,13 +4,14 @@ that says what the run at hand is doing."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.live import Live
 from rich.text import Text
 
-from ..profiles.sweepfolder import Attempt, Cell, SweepFolder
+from ..profiles.sweepfolder import Attempt, SweepFolder, SweepPlan
 from .console import Console
 
 # How often the log of the run at hand is looked at.
@@ -25,7 +26,7 @@ class SweepLive:
         self,
         stream: TextIO,
         folder: SweepFolder,
-        cells: Mapping[str, Cell],
+        plan: SweepPlan,
         plain: Callable[[str], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -34,10 +35,10 @@ class SweepLive:
             Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         )
         self._folder = folder
-        self._cells = cells
+        self.plan = plan
         self._plain = plain
         self._clock = clock
-        self._now = ("", 0)
+        self._log = folder.path
         self._head = ""
         self._began = self._looked = clock()
 
@@ -51,7 +52,13 @@ class SweepLive:
             self._live.stop()
 
     def begins(self, key: tuple[str, int], number: int, total: int) -> None:
-        self._now, self._head = key, f"[{number}/{total}] {self.words(*key)}"
+        self._log, self._head = self._folder.log_file(*key), f"[{number}/{total}] {self.words(*key)}"
+        self._began, self._looked = self._clock(), float("-inf")
+        self.tick()
+
+    def trial(self, cell: str, micro_batch: int, log: Path) -> None:
+        """A trial of a micro-batch begins."""
+        self._log, self._head = log, f"{cell}: trial of micro-batch {micro_batch}"
         self._began, self._looked = self._clock(), float("-inf")
         self.tick()
 
@@ -64,7 +71,7 @@ class SweepLive:
         self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 
     def ended(self, attempt: Attempt, number: int, total: int, left_seconds: float | None) -> None:
-        what = f"exit code {attempt.exit_code}: {attempt.cause}" if attempt.exit_code else self._figures(attempt)
+        what = self._came_to(attempt)
         left = ""
         if number < total:
             left = (
@@ -73,7 +80,7 @@ class SweepLive:
         self.say(f"[{number}/{total}] {self.words(attempt.cell, attempt.repeat)}: {what}{left}")
 
     def judged(self, attempt: Attempt) -> None:
-        self.say(f"{self.words(attempt.cell, attempt.repeat)}: exit code {attempt.exit_code}: {attempt.cause}")
+        self.say(f"{self.words(attempt.cell, attempt.repeat)}: {self._came_to(attempt)}")
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -81,13 +88,21 @@ class SweepLive:
 
     def words(self, cell: str, repeat: int) -> str:
         """A run's name for a person."""
-        known = self._cells.get(cell)
+        known = next((each for each in (*self.plan.cells, *self.plan.references) if each.name == cell), None)
         if known is None:
             return f"{cell}, repeat {repeat}"
         ranks = f"{known.world_size} rank{'s' * (known.world_size != 1)}"
         more = "" if known.config["checkpointing"] == "none" else f" {known.config['checkpointing']} checkpointing"
         name = f"{known.strategy} {known.precision}{more} {ranks}"
         return f"{name}, reference for losses" if cell.startswith("reference-") else f"{name}, repeat {repeat}"
+
+    def _came_to(self, attempt: Attempt) -> str:
+        """Its figures, but none as long as it may have trained something else than it should."""
+        if attempt.exit_code:
+            return f"exit code {attempt.exit_code}: {attempt.cause}"
+        if attempt.parity is None:
+            return f"done in {attempt.seconds:.0f} s; figures when its losses have been held against ddp's"
+        return self._figures(attempt)
 
     def _figures(self, attempt: Attempt) -> str:
         run = self._folder.run(attempt)
@@ -100,12 +115,12 @@ class SweepLive:
         rate = (summary.get("throughput") or {}).get("samples_per_second")
         if mean is None or rate is None:
             return f"done in {attempt.seconds:.0f} s"
-        return f"{mean * 1e3:.4g} ms a step, {rate:.3g} samples/s"
+        return f"{mean * 1e3:.4g} ms a step, {rate:.4g} samples/s"
 
     def _said(self) -> str:
         """The last line that the run at hand has printed."""
         try:
-            with self._folder.log_file(*self._now).open("rb") as log:
+            with self._log.open("rb") as log:
                 log.seek(max(0, log.seek(0, 2) - _TAIL_BYTES))
                 lines = log.read().decode(errors="replace").split("\n")
         except OSError:

@@ -12,13 +12,14 @@ import orjson
 from ...profiles.sweepfolder import SweepFolder, SweepPlan
 from ...reports.console import Steady
 from .. import devices
+from ..config import RunConfig
+from ..devices import Devices
 from ..errors import ConfigError, Exit, PreflightError
 from ..options import Options
 from ..sweep.gate import references
 from ..sweep.matrix import Planned, cells
-from ..sweep.opening import opened, plan_of
-from ..sweep.options import SweepOptions, request
-from ..sweep.runner import expected_seconds, missing, run_sweep
+from ..sweep.opening import opened, plan_of, refilled
+from ..sweep.options import Request, SweepOptions, request
 from ..text import plain, redacted_argument
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
         return _dry_run(plan, as_json="json" in flags)
     if asked.repeats == 1:
         _say("note: one repeat is a quick look: without a spread between runs there are no verdicts")
-    out = Path(asked.common.get("out", "runs"))
-    return _sweep(out, plan, [*matrix, *hidden], asked.repeats, as_json="json" in flags)
+    return _sweep(plan, matrix, hidden, asked, here, as_json="json" in flags)
 
 
 def _refuse_all(matrix: Sequence[Planned]) -> None:
@@ -61,29 +61,51 @@ def _refuse_all(matrix: Sequence[Planned]) -> None:
     raise kind("\n".join(["no cell of this matrix can run here", *lines]))
 
 
-def _sweep(out: Path, plan: SweepPlan, planned: Sequence[Planned], repeats: int, *, as_json: bool) -> int:
-    from ...reports.sweep_live import SweepLive, duration
+def _sweep(
+    plan: SweepPlan,
+    matrix: Sequence[Planned],
+    hidden: Sequence[Planned],
+    asked: Request,
+    here: Devices,
+    *,
+    as_json: bool,
+) -> int:
+    # Here and not above: `--help` and errors of usage answer without them.
+    from ...reports.sweep_live import SweepLive
     from ..supervision.interrupts import Interrupts
+    from ..sweep.best_batch import fitted
+    from ..sweep.runner import run_sweep
 
+    out = Path(asked.common.get("out", RunConfig.model_fields["out"].default))
     with opened(out, plan, _say) as (folder, plan):
-        attempts, _ = folder.attempts()
-        todo = missing(folder, plan, attempts, repeats)
-        refused = [cell for cell in plan.cells if cell.refused is not None]
         _say(f"sweep folder: {folder.path}")
-        for cell in refused:
-            _say(f"refused: {cell.name}: {cell.refused}")
-        seconds = expected_seconds(todo, attempts)
-        known = "unknown until the first run has ended" if seconds is None else f"{duration(seconds)}, as earlier ones"
-        done = sum(key in attempts for key in plan.order) - sum(key in attempts for key in todo if key in plan.order)
-        before = f", {done} done before" if done else ""
-        _say(f"{len(todo)} runs to make{before}; expected time: {known if todo else 'none'}")
-        everything = {each.cell.name: each for each in planned}
-        shown = {name: each.cell for name, each in everything.items()}
-        with Interrupts() as interrupts, SweepLive(sys.stderr, folder, shown, plain) as display:
-            given = {name: each.given for name, each in everything.items()}
-            outcome = run_sweep(folder, plan, given, display, interrupts, repeats=repeats)
+        with Interrupts() as interrupts, SweepLive(sys.stderr, folder, plan, plain) as display:
+            if asked.best_batch:
+                matrix = fitted(folder, matrix, here, asked.best_batch_max, display, interrupts)
+                plan = refilled(folder, plan, matrix)
+                display.plan = plan
+            _announce(folder, plan, asked.repeats)
+            given = {each.cell.name: each.given for each in (*matrix, *hidden)}
+            outcome = run_sweep(folder, plan, given, display, interrupts, repeats=asked.repeats)
         _conclude(folder, outcome, as_json=as_json)
     return outcome.exit_code
+
+
+def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
+    """Say what is to be done and how long it takes, as far as that is known."""
+    from ...reports.sweep_live import duration
+    from ..sweep.runner import expected_seconds, missing
+
+    for cell in plan.cells:
+        if cell.refused is not None:
+            _say(f"refused: {cell.name}: {cell.refused}")
+    attempts, _ = folder.attempts()
+    todo = missing(folder, plan, attempts, repeats)
+    done = len({key for key in plan.order if key[1] <= repeats} - set(todo))
+    before = f" ({done} are there)" if done else ""
+    seconds = expected_seconds(todo, attempts)
+    known = "unknown until one has ended" if seconds is None else f"{duration(seconds)}, by those that have ended here"
+    _say(f"{len(todo)} runs to make{before}" + (f"; time they take: {known}" if todo else ""))
 
 
 def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:

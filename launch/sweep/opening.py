@@ -37,6 +37,15 @@ def plan_of(
     )
 
 
+def refilled(folder: SweepFolder, plan: SweepPlan, cells: Sequence[Planned]) -> SweepPlan:
+    """`plan` with `cells` in place of its own, written down. Raises OutputError."""
+    runnable = [each.cell.name for each in cells if each.cell.refused is None]
+    order = interleaved(runnable, plan.repeats, plan.seed)
+    plan = plan.model_copy(update={"cells": [each.cell for each in cells], "order": order})
+    folder.write_plan(plan)
+    return plan
+
+
 @contextlib.contextmanager
 def opened(out: Path, plan: SweepPlan, say: Callable[[str], None]) -> Iterator[tuple[SweepFolder, SweepPlan]]:
     """Within, this process holds `out/sweep-<id>`, which `out/latest` points to. Yields it with the plan as written:

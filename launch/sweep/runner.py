@@ -33,13 +33,14 @@ class Display(Protocol):
         ...
 
     def judged(self, attempt: Attempt) -> None:
-        """A run that had ended was found to have trained something else."""
+        """The losses of a run that had ended before have been held against DDP's."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of a sweep came to. `attempts` has the last attempt at every run of the folder."""
+    """What a call of a sweep came to. `attempts` has the last attempt at every run of the folder; `left` is how many
+    runs a signal has kept from being made."""
 
     exit_code: Exit
     attempts: dict[Key, Attempt]
@@ -78,10 +79,8 @@ def run_sweep(
     attempts, _ = folder.attempts()
     gate = Gate(folder, plan.cells, plan.references)
     todo = missing(folder, plan, attempts, repeats)
-    stopped = 0
     for number, (name, repeat) in enumerate(todo, start=1):
         if interrupts.count:
-            stopped = len(todo) - number + 1
             break
         display.begins((name, repeat), number, len(todo))
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -107,13 +106,13 @@ def run_sweep(
         judged = gate.judge(attempts)
         display.ended(attempts[name, repeat], number, len(todo), expected_seconds(todo[number:], attempts))
         for other in judged:
-            if other.exit_code != Exit.OK and (other.cell, other.repeat) != (name, repeat):
+            if (other.cell, other.repeat) != (name, repeat):
                 display.judged(other)
     if not interrupts.count:
         for other in gate.judge(attempts, last=True):
-            if other.exit_code != Exit.OK:
-                display.judged(other)
-    return Outcome(_exit_code(plan, attempts, interrupts), attempts, stopped)
+            display.judged(other)
+    left = len(missing(folder, plan, attempts, repeats)) if interrupts.count else 0
+    return Outcome(_exit_code(plan, attempts, interrupts), attempts, left)
 
 
 def expected_seconds(todo: Sequence[Key], attempts: Mapping[Key, Attempt]) -> float | None:
