@@ -182,7 +182,7 @@ class _Trials:
             rss_peak_bytes=_rss_peak(ended.run),
         )
         with appending(self._path) as write:
-            write(trial)
+            write.lines(trial.model_dump_json().encode() + b"\n")
         self._known[size] = trial
         what = "fits" if trial.exit_code == Exit.OK else trial.cause
         self.display.say(f"{self.planned.cell.name}: trial of micro-batch {size}: {what}")
