@@ -11,7 +11,7 @@ override PY := $(VENV)/bin/python
 override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format faults truth bench test-gpu tensorboard clean
+.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
@@ -34,6 +34,9 @@ $(VENV)/sources: always
 
 run: install ## train one model: STRATEGY=ddp|zero1|zero2|zero3|fsdp2|single GPUS=2 MODEL=tiny PRECISION=bf16 …
 	@$(PY) -m scalelab.launch.make_front run
+
+sweep: install ## every run of a matrix, resumably: STRATEGIES=ddp,zero2 GPUS=1,2 PRECISIONS=fp32,bf16 REPEATS=3 …
+	@$(PY) -m scalelab.launch.make_front sweep
 
 test: install ## the test suite
 	@$(PY) -m pytest

@@ -20,6 +20,7 @@ from .text import plain
 # Name, module in commands/, and what it does; modules are imported when their verb is used.
 COMMANDS = {
     "run": "train one model under one strategy and write a run folder",
+    "sweep": "make every run of a matrix on equal terms, resumably",
     "report": "rebuild the summary of run folders, and print it",
     "import": "make a run folder from profiler traces that others recorded",
     "doctor": "say what this machine can run, and with --calibrate measure its rates",

@@ -136,6 +136,7 @@ class RunConfig(BaseModel):
         le=20,
     )
     record_grad_norm: bool = option("measuring", "record the global gradient norm of every step", False)
+    grad_norm_steps: int | None = option("measuring", "with --record-grad-norm: of the first N steps alone", None, ge=1)
     seed: int = option("measuring", "seeds weights and data order", 0, ge=0, lt=2**32)
     deterministic: bool = option("measuring", "deterministic kernels: the same losses bit for bit on CPU", False)
 
@@ -195,6 +196,8 @@ def conflicts(config: RunConfig, given: set[str]) -> list[str]:
     for name in ("record_grad_norm", "counterfactual", "profile_steps", "memory_step"):
         if name in given and getattr(config, name) not in (False, 0, "off") and config.probe == "off":
             problems.append(f"--{name.replace('_', '-')} needs --probe on")
+    if config.grad_norm_steps is not None and not config.record_grad_norm:
+        problems.append("--grad-norm-steps does nothing without --record-grad-norm: give both or neither")
     if config.probe == "off" and (config.eval_every or config.save_every):
         problems.append("--probe off times the bare loop: leave out --eval-every and --save-every, which interrupt it")
     if is_user_model(config.model):

@@ -16,11 +16,16 @@ from pathlib import Path
 from .cli import run_command
 from .config import RunConfig
 from .errors import Exit
+from .sweep.options import SweepOptions
 from .text import plain
 from .validation import unknown
 
 # Option names by target. Values become `--name=value`; MODEL_OPTION="a=1 b=2" becomes two.
-TARGETS = {"run": (*RunConfig.model_fields, "profile", "dry_run", "json"), "tensorboard": ("run", "port")}
+TARGETS = {
+    "run": (*RunConfig.model_fields, "profile", "dry_run", "json"),
+    "sweep": (*SweepOptions.model_fields, "profile", "dry_run", "json"),
+    "tensorboard": ("run", "port"),
+}
 FLAGS = ("dry_run", "json")
 # Short names of make's for options of long ones.
 SHORT = {"profile": "profile_steps"}

@@ -98,7 +98,7 @@ class Options:
         """The help page: options by group, each with its range and default."""
         # argparse shows each value as optional, which lets `read` find every missing one instead of the first.
         return re.sub(
-            r"^(  --(?!pin|record|counterf|determ|distort|compile|overlap)[\w-]+) \[(.+?)\]",
+            r"^(  --(?!pin|record|counterf|determ|distort|compile|overlap|best-batch(?!-))[\w-]+) \[(.+?)\]",
             r"\1 \2",
             self._parser.format_help(),
             flags=re.MULTILINE,

@@ -99,7 +99,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 write,
                 timeline,
                 watch=lambda records: after_steps(rank, pulse, records),
-                record_grad_norm=config.record_grad_norm,
+                grad_norm_steps=(config.grad_norm_steps or sys.maxsize) * config.record_grad_norm,
                 memory_step=min(max(1, config.warmup - 1), total - 1) or None,
                 at=pulse.at,
                 finite=job.finite,

@@ -212,7 +212,11 @@ class RecordWriter:
 
     def __call__(self, *records: Record) -> None:
         """Append `records`, each cut to what may be read again. Raises OutputError."""
-        line = b"\n" * self._torn + b"".join(map(line_of, records))
+        self.lines(b"".join(map(line_of, records)))
+
+    def lines(self, content: bytes) -> None:
+        """Append whole lines as they are. Raises OutputError."""
+        line = b"\n" * self._torn + content
         rest = line
 
         def write() -> None:

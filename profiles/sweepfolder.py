@@ -2,6 +2,8 @@
 
 sweep.json          the matrix: every cell, refused ones too, and the order of its runs; written first
 attempts.jsonl      one line per finished attempt at a run, append-only; the last one of a cell and repeat counts
+lock                which sweep writes here
+logs/               what each run printed, <cell>-r<repeat>.log
 <utc>-<cell>-<rand>/  run folders, as `scalelab run` leaves them
 sweep-summary.json  written by analysis
 report.html, report.md
@@ -17,7 +19,11 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .runfolder import RunFolder
+from .runfolder import RunFolder, SchemaError, appending
+from .storage import replace_file
+
+# Of sweep.json.
+SCHEMA = 1
 
 
 class _Kept(BaseModel):
@@ -45,9 +51,13 @@ class Cell(_Kept):
 
 class SweepPlan(_Kept):
     """sweep.json. `order` names (cell, repeat) in the order in which they are run: repeats interleaved at random, so
-    that a machine's drift hits all cells alike."""
+    that a machine's drift hits all cells alike.
 
-    schema_version: int = 1
+    `references`: short runs of DDP, made only because the matrix holds none that a cell's losses could be held against.
+    They are no cells, have no place in `order`, and no figure of theirs is shown.
+    """
+
+    schema_version: int = SCHEMA
     sweep_id: str
     created_utc: str
     command: list[str]
@@ -57,17 +67,22 @@ class SweepPlan(_Kept):
     best_batch: bool = False
     cells: list[Cell]
     order: list[tuple[str, int]]
+    references: list[Cell] = []
 
 
 class Attempt(_Kept):
     """One finished attempt at a run. `run` is its folder's name, null where none was made. Exit code 8 with a cause
-    that begins with `loss parity` stands for a run that trained something else than DDP did."""
+    that begins with `loss parity` stands for a run that trained something else than DDP did.
+
+    `parity`: how its losses compared with DDP's, or why they were not compared; null as long as that is open.
+    """
 
     cell: str
     repeat: int
     run: str | None
     exit_code: int
     cause: str | None = None
+    parity: str | None = None
     started_utc: str
     seconds: float = Field(ge=0)
 
@@ -84,15 +99,36 @@ class SweepFolder:
         return (path / "sweep.json").is_file()
 
     def plan(self) -> SweepPlan:
-        """Raises ValueError naming the file where it is missing or damaged."""
+        """Raises ValueError naming the file where it is missing or damaged, SchemaError where it is a newer one's."""
         path = self.path / "sweep.json"
         try:
-            return SweepPlan.model_validate_json(path.read_bytes())
+            content = orjson.loads(path.read_bytes())
+            if (
+                isinstance(content, dict)
+                and isinstance(schema := content.get("schema_version"), int)
+                and schema > SCHEMA
+            ):
+                raise SchemaError(path, schema)
+            return SweepPlan.model_validate(content)
         except OSError as error:
             raise ValueError(f"{path}: cannot be read ({error.strerror}), so this is no sweep's folder") from error
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"{path}: not JSON ({error}); the file was damaged after it was written") from error
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+    def write_plan(self, plan: SweepPlan) -> None:
+        """Replace sweep.json. Raises OutputError."""
+        replace_file(self.path / "sweep.json", plan.model_dump_json(indent=2).encode() + b"\n")
+
+    def append(self, attempt: Attempt) -> None:
+        """Add a line to attempts.jsonl, on disk when this returns. Raises OutputError."""
+        with appending(self.path / "attempts.jsonl") as write:
+            write.lines(attempt.model_dump_json().encode() + b"\n")
+
+    def log_file(self, cell: str, repeat: int) -> Path:
+        return self.path / "logs" / f"{cell}-r{repeat}.log"
 
     def attempts(self) -> tuple[dict[tuple[str, int], Attempt], int]:
         """The last attempt at each (cell, repeat), and how many lines could not be read (a half last line, damage)."""

@@ -15,6 +15,9 @@ from itertools import zip_longest
 # what 8 bits of mantissa in compute do.
 TOLERANCES = {"fp32": 1e-5, "tf32": 2e-2, "bf16": 2e-2, "bf16-params": 2e-2, "fp16": 2e-2}
 
+# What the cause of a run begins with that left the tolerance.
+PARITY = "loss parity"
+
 Series = Mapping[str, Sequence[float | None]]
 
 
@@ -39,6 +42,13 @@ def deviations(found: Series, expected: Series, *, tolerance: float) -> list[Dev
         first = next((Deviation(name, step, a, b) for step, (a, b) in pairs if not _near(a, b, tolerance)), None)
         rows += [first] if first else []
     return rows
+
+
+def largest(found: Series, expected: Series) -> float:
+    """The largest relative difference of two series that are near each other; 0 where nothing can be compared."""
+    pairs = [pair for name in expected for pair in zip(found[name], expected[name], strict=False)]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return max((abs(a - b) / max(abs(a), abs(b)) for a, b in known if a != b), default=0.0)
 
 
 def _near(a: float | None, b: float | None, tolerance: float) -> bool:

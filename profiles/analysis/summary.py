@@ -25,6 +25,7 @@ from .tail import counterfactual, overhead
 from .telemetry import telemetry
 from .traces import merge_traces, read_traces, trace_files, traces, without_trace
 from .training import grad_norm, loss, quality
+from .withheld import withheld
 
 Rows = Sequence[dict[str, Any]]
 NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
@@ -46,6 +47,7 @@ def summarise(run: Run, rows: Rows = (), merged: Mapping[str, Any] = NOT_MERGED)
     reasons: dict[str, str] = {}
     lost = [without_trace(rank.rank, rank.profiler_failed) for rank in run.ranks if rank.profiler_failed is not None]
     summary = _summary(run, sorted([*rows, *lost], key=lambda row: row["rank"]), merged, reasons)
+    summary = withheld(summary, run.status, reasons.__setitem__)
     return {**summary, "reasons": dict(sorted(reasons.items()))}
 
 

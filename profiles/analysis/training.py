@@ -27,7 +27,8 @@ def grad_norm(run: Run, null: Null) -> list[float | None] | None:
     squares, replicas = (
         _by_step(run, [rank.steps.numbers[name] for rank in run.ranks]) for name in ("grad_square_sum", "grad_replicas")
     )
-    return _numbers(np.sqrt((squares / np.where(replicas > 0, replicas, np.nan)).sum(axis=0)))
+    norms = _numbers(np.sqrt((squares / np.where(replicas > 0, replicas, np.nan)).sum(axis=0)))
+    return None if norms is None else norms[: run.run_json["config"].get("grad_norm_steps")]
 
 
 def _by_step(run: Run, columns: Sequence[np.ndarray]) -> np.ndarray:

@@ -47,9 +47,9 @@ class Probe:
 
     `write` takes records some time after they are complete; `watch` sees those of steps right after and may raise, at
     once where a number is not finite. `memory_step` is the step at which model state is counted: one after the first,
-    so that the optimizer has its own. `at` hears of every phase and event as it begins; `finite` tells which tensors of
-    a step were not finite, `comm` what collectives did, `garbage` of the collector's pauses; `times_recompute` if
-    `recomputing` is entered.
+    so that the optimizer has its own. Gradient norms are recorded in the first `grad_norm_steps`. `at` hears of every
+    phase and event as it begins; `finite` tells which tensors of a step were not finite, `comm` what collectives did,
+    `garbage` of the collector's pauses; `times_recompute` if `recomputing` is entered.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Probe:
         timeline: Timeline,
         watch: Callable[[Sequence[StepRecord]], None] = lambda records: None,
         *,
-        record_grad_norm: bool = False,
+        grad_norm_steps: int = 0,
         memory_step: int | None = None,
         at: Callable[[int | None, str | None], None] = lambda step, phase: None,
         finite: FiniteWatch | None = None,
@@ -72,7 +72,7 @@ class Probe:
         self._garbage = garbage
         self._finite = finite
         self._timeline = timeline
-        self._record_grad_norm = record_grad_norm
+        self._grad_norm_steps = grad_norm_steps
         self._memory_step = memory_step
         self._current: NotedStep | None = None
         self._measured = 0
@@ -101,7 +101,7 @@ class Probe:
         """Before a step's update: the gradients are reduced and complete. Takes what the run asked to be recorded."""
         current = self._current
         assert current is not None
-        if self._record_grad_norm:
+        if current.step.index < self._grad_norm_steps:
             gradients = run.gradients()
             norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in gradients.parts])
             current.grad_square_sum = (norms / gradients.scale).square().sum()

@@ -174,7 +174,7 @@ def test_gradient_norm_and_memory_are_taken_when_asked() -> None:
     """Sum of squares of the unscaled gradients that the rank holds; bytes by unique storage, shared ones counted for
     their first kind."""
     records: list[Record] = []
-    probe = Probe(lambda *written: records.extend(written), HostTimeline(), record_grad_norm=True, memory_step=1)
+    probe = Probe(lambda *written: records.extend(written), HostTimeline(), grad_norm_steps=99, memory_step=1)
     for index in range(2):
         with probe.step(Step(index)):
             probe.loss(torch.tensor(3.0))
@@ -215,7 +215,7 @@ def test_window_probe_times_the_measured_window_alone() -> None:
 def test_a_skipped_update_is_recorded_with_its_step() -> None:
     """The flag is a tensor that is read with the losses, or known at once."""
     records: list[Record] = []
-    probe = Probe(lambda *written: records.extend(written), HostTimeline(), record_grad_norm=True)
+    probe = Probe(lambda *written: records.extend(written), HostTimeline(), grad_norm_steps=99)
     model = TwoTensors()
     for index, flag in enumerate((torch.tensor(1.0), torch.tensor(0.0), True, False)):
         with probe.step(Step(index)):

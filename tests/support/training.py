@@ -78,7 +78,7 @@ def sharded(name: str, setting: Setting, width: int, kind: str = "plain") -> Sha
 def records_of(run: Sharded, batches: Sequence[Any]) -> list[StepRecord]:
     """Train `run` on `batches` in our own loop."""
     records: list[Record] = []
-    probe = Probe(lambda *written: records.extend(written), HostTimeline(), record_grad_norm=True, comm=ranks.recorder)
+    probe = Probe(lambda *written: records.extend(written), HostTimeline(), grad_norm_steps=99, comm=ranks.recorder)
     count = len(batches) // run.setting.accumulation
     steps = [Step(index=i, role="measured", lr=run.setting.lr, samples=MICRO_BATCH) for i in range(count)]
     train(run, iter(batches), steps, probe, lambda batch: batch)

@@ -1,0 +1,143 @@
+"""`scalelab sweep`: a matrix of runs, from the command line to its table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from ...profiles.sweepfolder import SweepFolder, SweepPlan
+from ...reports.console import Steady
+from .. import devices
+from ..config import RunConfig
+from ..devices import Devices
+from ..errors import ConfigError, Exit, PreflightError
+from ..options import Options
+from ..sweep.gate import references
+from ..sweep.matrix import Planned, cells
+from ..sweep.opening import opened, plan_of, refilled
+from ..sweep.options import Request, SweepOptions, request
+from ..text import plain, redacted_argument
+
+if TYPE_CHECKING:
+    from ..sweep.runner import Outcome
+
+SUMMARY = "Make every run of a matrix on equal terms, resumably: a second call repeats only what is missing or failed."
+FLAGS = {
+    "dry-run": "print the cells, refused ones with the reason, and the order of the runs; start nothing",
+    "json": "print the sweep's summary as JSON on stdout; everything else goes to stderr",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code of `scalelab sweep ARGV`."""
+    options = Options("sweep", SUMMARY, SweepOptions, FLAGS)
+    values, flags, problems = options.read(argv)
+    if "help" in flags:
+        print(options.help())
+        return Exit.OK
+    asked = request(values, problems)
+    here = devices.detect()
+    matrix = cells(asked, here)
+    _refuse_all(matrix)
+    hidden = references(matrix, here)
+    plan = plan_of(matrix, hidden, asked, here, ["scalelab", "sweep", *map(redacted_argument, argv)])
+    if "dry-run" in flags:
+        return _dry_run(plan, as_json="json" in flags)
+    if asked.repeats == 1:
+        _say("note: one repeat is a quick look: without a spread between runs there are no verdicts")
+    return _sweep(plan, matrix, hidden, asked, here, as_json="json" in flags)
+
+
+def _refuse_all(matrix: Sequence[Planned]) -> None:
+    """Raise what refuses the cells when there is none that can run."""
+    if any(each.error is None for each in matrix):
+        return
+    lines = dict.fromkeys(f"{each.cell.name}: {each.cell.refused}" for each in matrix)
+    kind = ConfigError if any(isinstance(each.error, ConfigError) for each in matrix) else PreflightError
+    raise kind("\n".join(["no cell of this matrix can run here", *lines]))
+
+
+def _sweep(
+    plan: SweepPlan,
+    matrix: Sequence[Planned],
+    hidden: Sequence[Planned],
+    asked: Request,
+    here: Devices,
+    *,
+    as_json: bool,
+) -> int:
+    # Here and not above: `--help` and errors of usage answer without them.
+    from ...reports.sweep_live import SweepLive
+    from ..supervision.interrupts import Interrupts
+    from ..sweep.best_batch import fitted
+    from ..sweep.runner import run_sweep
+
+    out = Path(asked.common.get("out", RunConfig.model_fields["out"].default))
+    with opened(out, plan, _say) as (folder, plan):
+        _say(f"sweep folder: {folder.path}")
+        with Interrupts() as interrupts, SweepLive(sys.stderr, folder, plan, plain) as display:
+            if asked.best_batch:
+                matrix = fitted(folder, matrix, here, asked.best_batch_max, display, interrupts)
+                plan = refilled(folder, plan, matrix)
+                display.plan = plan
+            _announce(folder, plan, asked.repeats)
+            given = {each.cell.name: each.given for each in (*matrix, *hidden)}
+            outcome = run_sweep(folder, plan, given, display, interrupts, repeats=asked.repeats)
+        _conclude(folder, outcome, as_json=as_json)
+    return outcome.exit_code
+
+
+def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
+    """Say what is to be done and how long it takes, as far as that is known."""
+    from ...reports.sweep_live import duration
+    from ..sweep.runner import expected_seconds, missing
+
+    for cell in plan.cells:
+        if cell.refused is not None:
+            _say(f"refused: {cell.name}: {cell.refused}")
+    attempts, _ = folder.attempts()
+    todo = missing(folder, plan, attempts, repeats)
+    done = len({key for key in plan.order if key[1] <= repeats} - set(todo))
+    before = f" ({done} are there)" if done else ""
+    seconds = expected_seconds(todo, attempts)
+    known = "unknown until one has ended" if seconds is None else f"{duration(seconds)}, by those that have ended here"
+    _say(f"{len(todo)} runs to make{before}" + (f"; time they take: {known}" if todo else ""))
+
+
+def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
+    from ...reports.console import Console
+    from ...reports.sweep_table import sweep_table
+    from ..sweep.interim import summary_of
+
+    summary = summary_of(folder)
+    if as_json:
+        print(orjson.dumps({**summary, "sweep_folder": str(folder.path)}).decode(), file=Steady(sys.stdout), flush=True)
+    else:
+        Console(sys.stdout).print(sweep_table(summary))
+    if outcome.left:
+        _say(f"{outcome.left} runs are missing: the same command goes on with them")
+    failed = sum(attempt.exit_code != Exit.OK for attempt in outcome.attempts.values())
+    if failed:
+        _say(f"error: {failed} of the runs failed; the same command makes them again")
+    if not as_json:
+        print(plain(f"sweep folder: {folder.path}"), file=Steady(sys.stdout), flush=True)
+
+
+def _dry_run(plan: SweepPlan, *, as_json: bool) -> int:
+    from ...reports.console import Console
+    from ...reports.sweep_table import plan_table
+
+    if as_json:
+        print(plan.model_dump_json())
+    else:
+        Console(sys.stdout).print(plan_table(plan))
+    return Exit.OK
+
+
+def _say(text: str) -> None:
+    """Print to stderr, where it does not mix with results. Nobody there to read it is no reason to stop."""
+    print(plain(text), file=Steady(sys.stderr), flush=True)

@@ -1,0 +1,216 @@
+"""The largest micro-batch that fits, for each cell of a sweep by itself: short trial runs, doubling, then bisecting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...profiles.runfolder import RunFolder, appending
+from ...profiles.sweepfolder import SweepFolder
+from ..devices import Devices
+from ..errors import Exit
+from ..supervision.interrupts import Interrupts
+from ..supervision.oom_killer import memory_cgroups
+from .child import Make, make_run
+from .matrix import Planned, planned
+
+# Where the search ends unless told: a CPU computes no faster with more, and has no memory of its own to run out of.
+MAX_ON_CPU = 64
+MAX_ON_CUDA = 4096
+# Bisecting ends this close to the true one, as a share of it: what is gained beyond is less than runs differ by.
+RESOLUTION = 1 / 16
+# A CPU run may take this share of what memory is free; beyond, the system would end it, or something else.
+CPU_SHARE = 0.8
+# A trial: two steps, so that the optimizer has its state, without all that comes after steps.
+TRIAL = {"warmup": 1, "steps": 1, "counterfactual": False, "profile_steps": 0, "eval_every": 0, "save_every": 0}
+
+
+class Display(Protocol):
+    """What the search shows its progress on."""
+
+    def trial(self, cell: str, micro_batch: int, log: Path) -> None: ...
+    def tick(self) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+class Trial(BaseModel):
+    """One trial run. A line of trials.jsonl."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cell: str
+    micro_batch: int
+    exit_code: int
+    cause: str | None
+    seconds: float
+    rss_peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The largest micro-batch that fits, None if none does, and why not a larger one."""
+
+    micro_batch: int | None
+    why: str
+
+
+def largest(start: int, most: int, refuses: Callable[[int], str | None]) -> Found:
+    """The largest batch up to `most` for which `refuses` gives no reason, to within RESOLUTION: doubling from `start`,
+    then bisecting."""
+    fits, size = 0, min(start, most)
+    while (why := refuses(size)) is None:
+        if size == most:
+            return Found(most, f"{most} is where the search ends (--best-batch-max)")
+        fits, size = size, min(2 * size, most)
+    beyond = size
+    while beyond - fits > max(1, int(fits * RESOLUTION)):
+        size = (fits + beyond) // 2
+        reason = refuses(size)
+        if reason is None:
+            fits = size
+        else:
+            beyond, why = size, reason
+    return Found(fits or None, f"{beyond} does not: {why}")
+
+
+def fitted(
+    folder: SweepFolder,
+    cells: Sequence[Planned],
+    devices: Devices,
+    most: int | None,
+    display: Display,
+    interrupts: Interrupts,
+    make: Make = make_run,
+) -> list[Planned]:
+    """`cells` with the largest micro-batch that fits each, those for which none does refused. Trials that an earlier
+    call has made count. After a signal, the cells that are left stay as they are.
+
+    Raises OutputError when the folder cannot be written.
+    """
+    found = []
+    for each in cells:
+        if each.cell.refused is None and not interrupts.count:
+            found.append(_fitted(_Trials(folder, each, display, interrupts, make), devices, most))
+        else:
+            found.append(each)
+    return found
+
+
+def _fitted(trials: _Trials, devices: Devices, most: int | None) -> Planned:
+    each, start = trials.planned, trials.planned.cell.micro_batch or 1
+    limit = most or (MAX_ON_CPU if devices.kind == "cpu" else MAX_ON_CUDA)
+    result = largest(start, limit, trials.refuses)
+    if trials.interrupts.count:
+        return each
+    name = each.cell.name
+    if result.micro_batch is None:
+        trials.display.say(f"{name}: no micro-batch fits: {result.why}")
+        return replace(each, cell=each.cell.model_copy(update={"refused": f"no micro-batch fits: {result.why}"}))
+    trials.display.say(f"{name}: micro-batch {result.micro_batch} fits; {result.why}")
+    return planned(name, {**each.given, "micro_batch": result.micro_batch}, devices, gated=False)
+
+
+class _Trials:
+    """The trial runs of one cell."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        planned: Planned,
+        display: Display,
+        interrupts: Interrupts,
+        make: Make,
+    ) -> None:
+        self.planned = planned
+        self.display = display
+        self.interrupts = interrupts
+        self._folder = folder
+        self._make = make
+        self._path = folder.path / "trials.jsonl"
+        self._known = {each.micro_batch: each for each in _read(self._path) if each.cell == planned.cell.name}
+
+    def refuses(self, size: int) -> str | None:
+        """Why a micro-batch of `size` does not fit; None if it does."""
+        if self.interrupts.count:
+            return "interrupted"
+        known = self._known.get(size)
+        if known is None or known.exit_code not in (Exit.OK, Exit.OUT_OF_MEMORY):
+            if (why := self._expected(size)) is not None:
+                return why
+            known = self._tried(size)
+        return None if known.exit_code == Exit.OK else known.cause or f"exit code {known.exit_code}"
+
+    def _expected(self, size: int) -> str | None:
+        """Why it would not fit, where what ran out would be the machine's own memory."""
+        config = self.planned.cell.config
+        fitted = [each for each in self._known.values() if each.exit_code == Exit.OK and each.micro_batch < size]
+        if config["device"] != "cpu" or not fitted:
+            return None
+        last = max(fitted, key=lambda each: each.micro_batch)
+        free = _free_bytes()
+        needed = (last.rss_peak_bytes or 0) * size / last.micro_batch * self.planned.cell.world_size
+        if needed <= CPU_SHARE * free:
+            return None
+        return f"it might take {needed / 2**30:.1f} GiB of the {free / 2**30:.1f} GiB that are free"
+
+    def _tried(self, size: int) -> Trial:
+        name = f"{self.planned.cell.name}-b{size}"
+        out = self._folder.path / "trials"
+        out.mkdir(exist_ok=True)
+        log = self._folder.path / "logs" / f"{name}.log"
+        self.display.trial(self.planned.cell.name, size, log)
+        ended = self._make(
+            {**self.planned.given, **TRIAL, "micro_batch": size},
+            out=out,
+            name=name,
+            log=log,
+            interrupts=self.interrupts,
+            tick=self.display.tick,
+        )
+        trial = Trial(
+            cell=self.planned.cell.name,
+            micro_batch=size,
+            exit_code=ended.exit_code,
+            cause=ended.cause,
+            seconds=ended.seconds,
+            rss_peak_bytes=_rss_peak(ended.run),
+        )
+        with appending(self._path) as write:
+            write.lines(trial.model_dump_json().encode() + b"\n")
+        self._known[size] = trial
+        what = "fits" if trial.exit_code == Exit.OK else trial.cause
+        self.display.say(f"{self.planned.cell.name}: trial of micro-batch {size}: {what}")
+        return trial
+
+
+def _free_bytes() -> int:
+    """Memory that this process may still take: the machine's, or what its control groups leave."""
+    left = [(group.limit_bytes, group.used_bytes) for group in memory_cgroups()]
+    limits = [limit - used for limit, used in left if limit is not None and used is not None]
+    return min([psutil.virtual_memory().available, *limits])
+
+
+def _read(path: Path) -> list[Trial]:
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            found.append(Trial.model_validate(orjson.loads(line)))
+        except (ValidationError, orjson.JSONDecodeError):
+            continue  # half a line of a call that was killed: its trial is made again
+    return found
+
+
+def _rss_peak(run: RunFolder | None) -> int | None:
+    try:
+        summary: Mapping[str, Any] = (run.read("summary.json") if run is not None else None) or {}
+    except ValueError:
+        return None
+    return (summary.get("memory") or {}).get("rss_peak_bytes")

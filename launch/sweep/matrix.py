@@ -1,0 +1,114 @@
+"""The cells of a sweep: every combination of its axes, on equal terms, each resolved or refused. Starts nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ...profiles.sweepfolder import Cell
+from ..config import RunConfig, build
+from ..devices import Devices
+from ..environment import versions
+from ..errors import ConfigError, PreflightError, ScalelabError
+from ..plan import DEFAULT_CPU_RANKS, resolve
+from .fairness import recorded, shared_batch
+from .options import AXES, Request
+
+# Options that change neither what is trained nor how fast: where results go, and how long is waited for what.
+NO_PART = {"out", "name", "hang_seconds", "grace", "rendezvous", "rendezvous_timeout", "nodes", "node_rank"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, and what `scalelab run` is handed for it: what was given, with nothing decided yet."""
+
+    cell: Cell
+    given: dict[str, Any]
+    error: ScalelabError | None = None
+
+
+def cells(request: Request, devices: Devices) -> list[Planned]:
+    """Every cell of the matrix in the order of its axes, refused ones with the words of the refusal.
+
+    Raises ConfigError for what is wrong in every cell: options that contradict each other, a global batch that some
+    number of ranks cannot share evenly.
+    """
+    combinations = [
+        dict(zip(request.axes, values, strict=True)) for values in itertools.product(*request.axes.values())
+    ]
+    worlds = [each or devices.count or DEFAULT_CPU_RANKS for each in request.axes["gpus"]]
+    build({**request.common, **_given(combinations[0])})
+    batch = shared_batch(request, worlds)
+    several = [axis.field for axis in AXES if len(request.axes[axis.field]) > 1]
+    found = []
+    for combination in combinations:
+        combination["gpus"] = combination["gpus"] or devices.count or DEFAULT_CPU_RANKS
+        given = {**request.common, **batch, **_given(combination)}
+        if "global_batch" in batch:
+            given.pop("micro_batch", None)
+        found.append(planned(_name(combination, several), recorded(given), devices, gated=not request.best_batch))
+    return found
+
+
+def sweep_id(cells: Sequence[Planned], request: Request, devices: Devices) -> str:
+    """A hash of what decides a sweep's figures: the cells as they were resolved, the device, the libraries' versions.
+
+    Repeats are no part of it: asking for more goes on in the same folder.
+    """
+    content = {
+        "cells": sorted(
+            [planned.cell.name, {name: value for name, value in planned.cell.config.items() if name not in NO_PART}]
+            for planned in cells
+        ),
+        "scaling": request.scaling,
+        "best_batch": [request.best_batch, request.best_batch_max],
+        "device": [devices.kind, devices.name],
+        "versions": versions(),
+    }
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()[:10]
+
+
+def _given(combination: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in combination.items() if value is not None}
+
+
+def _name(combination: dict[str, Any], several: Sequence[str]) -> str:
+    """Strategy, precision and ranks; of the other axes those that have several values."""
+    ranks = combination["gpus"]
+    parts = [combination["strategy"], combination["precision"], f"{ranks}rank{'s' * (ranks != 1)}"]
+    known = {"strategy", "precision", "gpus"}
+    return "-".join([*parts, *(str(combination[name]) for name in several if name not in known)])
+
+
+def planned(name: str, given: dict[str, Any], devices: Devices, *, gated: bool) -> Planned:
+    """The cell `name` of what is `given` for a run, resolved for this machine or refused."""
+    asked = RunConfig(**given)
+    error = None
+    try:
+        config = resolve(asked, devices).config
+    except (ConfigError, PreflightError) as refusal:
+        config, error = asked, refusal
+    cell = Cell(
+        name=name,
+        strategy=config.strategy,
+        precision=config.precision,
+        world_size=config.gpus or 0,
+        micro_batch=config.micro_batch,
+        grad_accumulation=config.grad_accumulation,
+        global_batch=config.global_batch,
+        config=config.model_dump(),
+        refused=None if error is None else _words(error),
+        gated=gated and config.probe == "on",
+    )
+    return Planned(cell, given, error)
+
+
+def _words(error: ScalelabError) -> str:
+    """A refusal in one line, with its way out."""
+    text = "; ".join(str(error).splitlines())
+    return f"{text} ({error.hint})" if error.hint else text

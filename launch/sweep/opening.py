@@ -1,0 +1,87 @@
+"""From a matrix to a sweep's folder that this process holds: a new one, or the one of an earlier call."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ...profiles.runfolder import SchemaError
+from ...profiles.storage import point, writing
+from ...profiles.sweepfolder import SweepFolder, SweepPlan
+from ..devices import Devices
+from ..lock import locked
+from .matrix import Planned, sweep_id
+from .options import Request
+from .order import interleaved
+
+
+def plan_of(
+    cells: Sequence[Planned], references: Sequence[Planned], request: Request, devices: Devices, command: Sequence[str]
+) -> SweepPlan:
+    """The sweep as it is to be written down."""
+    seed = request.common.get("seed", 0)
+    runnable = [each.cell.name for each in cells if each.cell.refused is None]
+    return SweepPlan(
+        sweep_id=sweep_id(cells, request, devices),
+        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=list(command),
+        scaling=request.scaling,
+        repeats=request.repeats,
+        seed=seed,
+        best_batch=request.best_batch,
+        cells=[each.cell for each in cells],
+        order=interleaved(runnable, request.repeats, seed),
+        references=[each.cell for each in references],
+    )
+
+
+def refilled(folder: SweepFolder, plan: SweepPlan, cells: Sequence[Planned]) -> SweepPlan:
+    """`plan` with `cells` in place of its own, written down. Raises OutputError."""
+    runnable = [each.cell.name for each in cells if each.cell.refused is None]
+    order = interleaved(runnable, plan.repeats, plan.seed)
+    plan = plan.model_copy(update={"cells": [each.cell for each in cells], "order": order})
+    folder.write_plan(plan)
+    return plan
+
+
+@contextlib.contextmanager
+def opened(out: Path, plan: SweepPlan, say: Callable[[str], None]) -> Iterator[tuple[SweepFolder, SweepPlan]]:
+    """Within, this process holds `out/sweep-<id>`, which `out/latest` points to. Yields it with the plan as written:
+    it has as many repeats as any call has asked for and begun.
+
+    Raises OutputError when the place cannot be written, FolderInUse while another sweep runs there, and SchemaError for
+    a newer one's folder.
+    """
+    folder = SweepFolder(out.resolve() / f"sweep-{plan.sweep_id}")
+    with writing(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    with locked(folder.path) as before:
+        if before is not None:
+            say(f"note: {folder.path}: taken over from {before}, which ended without giving it back")
+        plan = _continued(folder, plan, say)
+        folder.write_plan(plan)
+        with writing(folder.path / "logs"):
+            (folder.path / "logs").mkdir(exist_ok=True)
+        point(folder.path.parent / "latest", folder.path.name)
+        yield folder, plan
+
+
+def _continued(folder: SweepFolder, plan: SweepPlan, say: Callable[[str], None]) -> SweepPlan:
+    if not SweepFolder.is_one(folder.path):
+        return plan
+    attempts, unreadable = folder.attempts()
+    if unreadable:
+        say(f"note: {unreadable} line(s) of attempts.jsonl cannot be read and do not count")
+    try:
+        created = folder.plan().created_utc
+    except SchemaError:
+        raise
+    except ValueError as error:
+        say(f"note: {error}; it is written anew")
+        created = plan.created_utc
+    repeats = max([plan.repeats, *(repeat for _, repeat in attempts)])
+    runnable = [cell.name for cell in plan.cells if cell.refused is None]
+    order = interleaved(runnable, repeats, plan.seed)
+    return plan.model_copy(update={"created_utc": created, "repeats": repeats, "order": order})
