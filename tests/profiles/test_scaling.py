@@ -159,7 +159,7 @@ def test_intervals_of_the_law_hold_what_was_planted() -> None:
         }
         found = fit(by_world, USL_TERMS, seed=trial)
         for name, of, planted in (("contention", contention, 0.08), ("coherency", coherency, 0.004)):
-            interval = found.interval(found.each(of))
+            interval = found.interval(of)
             assert interval is not None
             low, high = interval
             assert low is not None

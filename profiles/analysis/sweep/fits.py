@@ -4,7 +4,8 @@
     a contention, b coherency; b = 0 is Amdahl 1967, with a the serial fraction
 
 With X(N) = X(1) C(N), device-seconds per sample N / X(N) = (1 + a (N - 1) + b N (N - 1)) / X(1) are linear in three
-terms that are not negative: least squares of the relative error finds them (scipy.optimize.nnls), from no start.
+terms that are not negative: least squares of the relative error finds them, from no start. The best such solution is an
+unrestricted one of some of the terms, so that all choices of them are looked through.
 
 Intervals: 1,000 draws of the means of the world sizes, by residuals of runs from the mean of their world size on
 logarithms, pooled, widened by sqrt(n / (n - 1)) and by Student's t over the normal's for their few degrees of freedom.
@@ -13,16 +14,20 @@ They tell the spread between runs, and nothing of whether the law holds beyond w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 AMDAHL_TERMS, USL_TERMS = 2, 3
 DRAWS = 1000
 QUANTILES = (0.025, 0.975)
+
+# Functions of coefficients take one row of them or many, and give a number for each.
+OfTerms = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,18 @@ class Fit:
     residual: float
     degrees_of_freedom: int
 
-    def interval(self, values: np.ndarray) -> list[float | None] | None:
-        """95 % of `values`, one for each draw; an end that is infinite is null. None where nothing was drawn."""
-        if not len(values):
+    def value(self, of: OfTerms) -> float | None:
+        """None where it is infinite."""
+        found = float(of(self.terms))
+        return found if math.isfinite(found) else None
+
+    def interval(self, of: OfTerms) -> list[float | None] | None:
+        """95 % of the draws; an end that is infinite is None. None where nothing was drawn."""
+        if not len(self.drawn):
             return None
         # "nearest": between a number and infinity there is nothing.
-        low, high = np.quantile(values, QUANTILES, method="nearest")
-        return [float(each) if math.isfinite(each) else None for each in (low, high)]
-
-    def each(self, value: Callable[[np.ndarray], float]) -> np.ndarray:
-        """`value`, a function of coefficients, for each draw."""
-        return np.array([value(terms) for terms in self.drawn], dtype=np.float64)
+        low, high = np.quantile(of(self.drawn), QUANTILES, method="nearest").tolist()
+        return [each if math.isfinite(each) else None for each in (low, high)]
 
 
 def fit(by_world: Mapping[int, Sequence[float]], terms: int, seed: int = 0) -> Fit:
@@ -55,7 +61,7 @@ def fit(by_world: Mapping[int, Sequence[float]], terms: int, seed: int = 0) -> F
     assert len(sizes) >= terms
     worlds = np.array([size for size in sizes for _ in by_world[size]], dtype=np.float64)
     seconds = np.array([value for size in sizes for value in by_world[size]], dtype=np.float64)
-    found = _solve(worlds, seconds, terms)
+    (found,) = _solve(worlds, seconds[None], terms)
     errors = _columns(worlds, terms) @ found / seconds - 1
     return Fit(
         terms=found,
@@ -67,20 +73,29 @@ def fit(by_world: Mapping[int, Sequence[float]], terms: int, seed: int = 0) -> F
 
 
 def _columns(worlds: np.ndarray, terms: int) -> np.ndarray:
-    return np.stack([np.ones_like(worlds, dtype=np.float64), worlds - 1, worlds * (worlds - 1)], axis=1)[:, :terms]
+    return np.stack([np.ones_like(worlds), worlds - 1, worlds * (worlds - 1)], axis=-1)[..., :terms]
 
 
 def _solve(worlds: np.ndarray, seconds: np.ndarray, terms: int) -> np.ndarray:
-    columns = _columns(worlds, terms) / seconds[:, None]
-    # Scaled to like sizes: the solver's own tolerance is absolute.
-    scale = np.linalg.norm(columns, axis=0)
-    scale[scale == 0] = 1
-    return optimize.nnls(columns / scale, np.ones(len(seconds)))[0] / scale
+    """The coefficients for each row of `seconds`. The constant is always among them."""
+    found = np.zeros((len(seconds), terms))
+    least = np.full(len(seconds), math.inf)
+    for others in itertools.product((False, True), repeat=terms - 1):
+        chosen = np.array([True, *others])
+        columns = _columns(worlds, terms)[:, chosen] / seconds[:, :, None]
+        solved = np.linalg.pinv(columns).sum(axis=2)
+        errors = np.einsum("rnk,rk->rn", columns, solved) - 1
+        squares = np.where((solved >= 0).all(axis=1), (errors**2).sum(axis=1), math.inf)
+        better = squares < least
+        found[better] = 0
+        found[np.ix_(better, chosen)] = solved[better]
+        least[better] = squares[better]
+    return found
 
 
 def _draw(by_world: Mapping[int, Sequence[float]], terms: int, seed: int) -> np.ndarray:
-    sizes = np.array(sorted(by_world), dtype=np.float64)
-    logs = [np.log(by_world[int(size)]) for size in sizes]
+    sizes = sorted(by_world)
+    logs = [np.log(by_world[size]) for size in sizes]
     degrees = sum(len(each) - 1 for each in logs)
     if not degrees:
         return np.empty((0, terms))
@@ -89,41 +104,39 @@ def _draw(by_world: Mapping[int, Sequence[float]], terms: int, seed: int) -> np.
         [(each - each.mean()) * math.sqrt(len(each) / (len(each) - 1)) * widening for each in logs if len(each) > 1]
     )
     generator = np.random.Generator(np.random.Philox(seed))
-    means = np.array([each.mean() for each in logs])
-    moved = np.stack([generator.choice(residuals, size=(DRAWS, len(each))).mean(axis=1) for each in logs], axis=1)
-    return np.array([_solve(sizes, np.exp(means + each), terms) for each in moved])
+    moved = [each.mean() + generator.choice(residuals, size=(DRAWS, len(each))).mean(axis=1) for each in logs]
+    return _solve(np.array(sizes, dtype=np.float64), np.exp(np.stack(moved, axis=1)), terms)
 
 
-def cost(terms: np.ndarray, world_size: int) -> float:
+def cost(terms: np.ndarray, world_size: float) -> np.ndarray:
     """Device-seconds per sample."""
-    return float(_columns(np.array([world_size]), len(terms))[0] @ terms)
+    return terms @ _columns(np.array(world_size, dtype=np.float64), terms.shape[-1])
 
 
-def contention(terms: np.ndarray) -> float:
-    return float(terms[1] / terms[0]) if terms[0] else math.inf
+def contention(terms: np.ndarray) -> np.ndarray:
+    return terms[..., 1] / terms[..., 0]
 
 
-def coherency(terms: np.ndarray) -> float:
-    return float(terms[2] / terms[0]) if terms[0] and len(terms) > AMDAHL_TERMS else 0.0
+def coherency(terms: np.ndarray) -> np.ndarray:
+    return terms[..., 2] / terms[..., 0] if terms.shape[-1] > AMDAHL_TERMS else np.zeros(terms.shape[:-1])
 
 
-def knee(terms: np.ndarray) -> float:
+def knee(terms: np.ndarray) -> np.ndarray:
     """The world size of the highest throughput, sqrt((1 - a) / b), at least 1; infinite where it always rises."""
     a, b = contention(terms), coherency(terms)
-    if b == 0:
-        return math.inf if a < 1 else 1.0
-    return max(1.0, math.sqrt(max(0.0, 1 - a) / b))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = np.sqrt(np.maximum(0.0, 1 - a) / b)
+    return np.where(a >= 1, 1.0, np.where(b > 0, np.maximum(1.0, place), math.inf))
 
 
-def affordable(terms: np.ndarray, seconds: float) -> float:
+def affordable(terms: np.ndarray, seconds: np.ndarray | float) -> np.ndarray:
     """The largest world size, not a whole number, at which a sample costs at most `seconds` of a device; 0 where it
     costs more at 1, infinite where it never does."""
-    constant, linear, square = (*map(float, terms), 0.0)[:3]
-    left = seconds - constant
-    if left < 0:
-        return 0.0
-    # square N (N - 1) + linear (N - 1) = left
-    if square == 0:
-        return math.inf if linear == 0 else 1 + left / linear
-    b, c = linear - square, -(linear + left)
-    return (-b + math.sqrt(b * b - 4 * square * c)) / (2 * square)
+    linear = terms[..., 1]
+    square = terms[..., 2] if terms.shape[-1] > AMDAHL_TERMS else np.zeros(terms.shape[:-1])
+    left = seconds - terms[..., 0]
+    # square n^2 + (linear + square) n = left, with n = N - 1; in the form that stands a square of 0.
+    b = linear + square
+    with np.errstate(divide="ignore", invalid="ignore"):
+        more = 2 * left / (b + np.sqrt(np.maximum(0.0, b * b + 4 * square * left)))
+    return np.where(left < 0, 0.0, np.where(b > 0, 1 + more, math.inf))

@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ...sweepfolder import SweepPlan
 from . import fits
 from .cells import HOURS, CellResult
@@ -160,9 +162,8 @@ def _told(used: fits.Fit) -> dict[str, Any]:
     }
 
 
-def _value(used: fits.Fit, of: Any) -> dict[str, Any]:
-    value = of(used.terms)
-    return {"value": value if math.isfinite(value) else None, "ci95": used.interval(used.each(of))}
+def _value(used: fits.Fit, of: fits.OfTerms) -> dict[str, Any]:
+    return {"value": used.value(of), "ci95": used.interval(of)}
 
 
 def _amdahl(used: fits.Fit) -> dict[str, Any]:
@@ -170,12 +171,12 @@ def _amdahl(used: fits.Fit) -> dict[str, Any]:
 
 
 def _usl(used: fits.Fit, reasons: dict[str, str]) -> dict[str, Any]:
-    place, largest = fits.knee(used.terms), used.world_sizes[-1]
+    place, largest = used.value(fits.knee), used.world_sizes[-1]
     found = None
-    if math.isfinite(place):
+    if place is not None:
         found = {
             "world_size": place,
-            "ci95": used.interval(used.each(fits.knee)),
+            "ci95": used.interval(fits.knee),
             "extrapolated": place > largest,
             "from_world_size": largest,
         }
@@ -196,16 +197,17 @@ def _curve(used: fits.Fit, base: int) -> list[dict[str, Any]]:
     rows = []
     for size in sorted(sizes | set(used.world_sizes)):
 
-        def speed_up(terms: Any, size: int = size) -> float:
-            one, here = (fits.cost(terms, each) for each in (base, size))
-            return one / here * size / base if here else math.inf
+        def speed_up(terms: np.ndarray, size: int = size) -> np.ndarray:
+            return fits.cost(terms, base) / fits.cost(terms, size) * size / base
 
+        reached = used.value(speed_up)
+        assert reached, "a sample costs something at every world size"
         rows.append(
             {
                 "world_size": size,
-                "speed_up": speed_up(used.terms),
-                "ci95": used.interval(used.each(speed_up)),
-                "cost_ratio": size / base / speed_up(used.terms),
+                "speed_up": reached,
+                "ci95": used.interval(speed_up),
+                "cost_ratio": size / base / reached,
                 "extrapolated": size > largest,
             }
         )
@@ -221,18 +223,18 @@ def _affordable(
         reasons["affordable"] = "the runs have no common price, so none can be asked in USD"
         return None
 
-    def limit(terms: Any) -> float:
+    def limit(terms: np.ndarray) -> np.ndarray:
         hours = usd / price if usd is not None and price is not None else times * fits.cost(terms, base)
         return fits.affordable(terms, hours)
 
     said = f"at most {times:g} times the cost per sample at {base} rank{'s' if base > 1 else ''}"
     if usd is not None:
         said = f"at most {usd:g} USD per million samples"
-    place, largest = limit(used.terms), used.world_sizes[-1]
-    if not math.isfinite(place):
+    place, largest = used.value(limit), used.world_sizes[-1]
+    if place is None:
         reasons["affordable"] = f"{said}: by the law no number of ranks reaches that"
         return None
-    interval = used.interval(used.each(limit))
+    interval = used.interval(limit)
     return {
         "asked": said,
         "cost_ratio": None if usd is not None else times,
