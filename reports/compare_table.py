@@ -17,9 +17,9 @@ Comparison = Mapping[str, Any]
 _SHOWN = {
     "step_seconds": ("step", lambda value: f"{value * 1e3:.4g} ms"),
     "samples_per_second": ("samples/s", lambda value: f"{value:.4g}"),
-    "device_hours_per_million_samples": ("device-hours per million samples", lambda value: f"{value:.4g}"),
-    "usd_per_million_samples": ("$ per million samples", lambda value: f"{value:.4g}"),
-    "peak_memory_bytes": ("peak memory, worst rank", size),
+    "device_hours_per_million_samples": ("device-hours/M", lambda value: f"{value:.4g}"),
+    "usd_per_million_samples": ("$/M samples", lambda value: f"{value:.4g}"),
+    "peak_memory_bytes": ("peak memory", size),
     "mfu": ("MFU", lambda value: f"{value:.2%}"),
 }
 _COLOURS = {"faster": "green", "slower": "red", "no change": "bold", "cannot tell": "yellow"}
@@ -38,7 +38,7 @@ def compare_table(found: Comparison) -> RenderableType:
         Text(),
         Text(verdict_line(found), style=_COLOURS[found["verdict"]["word"]]),
         Text(),
-        _sides(found, names),
+        *_sides(found, names),
         *_differences(found, names),
         _effects(found, names),
         *_causes(found, names),
@@ -101,19 +101,20 @@ def _percents(interval: list[float] | None) -> str:
     return "" if interval is None else f"[{interval[0] * 100:.3g}, {interval[1] * 100:.3g}]"
 
 
-def _sides(found: Comparison, names: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "runs", "steps", "what"):
-        table.add_column(name)
+def _sides(found: Comparison, names: tuple[str, str]) -> list[Text]:
+    lines = []
     for key, name in zip("ab", names, strict=True):
         side = found[key]
         model = side["model"] if side["parameters"] is None else f"{side['model']} ({side['parameters']:,} parameters)"
         own = "its own loop" if side["strategy"] == "own" else f"{side['strategy']} {side['precision']['name']}"
-        what = f"{model}, {own}, {side['world_size']} x {side['device_name']}, global batch {side['global_batch']}"
         runs = side["runs"]
-        first = runs[0]["run_id"] if len(runs) == 1 else f"{len(runs)}: {runs[0]['run_id']} …"
-        table.add_row(Text(f"{key.upper()}  {name}"), Text(first), str(side["measured_steps"]), Text(what))
-    return table
+        which = runs[0]["run_id"] if len(runs) == 1 else f"{len(runs)} runs, {runs[0]['run_id']} the first"
+        crowd = " (oversubscribed)" if side["oversubscribed"] else ""
+        what = (
+            f"{model}, {own}, {side['world_size']} x {side['device_name']}{crowd}, global batch {side['global_batch']}"
+        )
+        lines.append(Text(f"{key.upper()} = {name}: {what}; {side['measured_steps']} steps; {which}"))
+    return lines
 
 
 def _differences(found: Comparison, names: tuple[str, str]) -> list[RenderableType]:
@@ -130,27 +131,26 @@ def _differences(found: Comparison, names: tuple[str, str]) -> list[RenderableTy
 
 def _effects(found: Comparison, names: tuple[str, str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", *names, "B / A - 1", "95 % interval between runs", "verdict"):
-        table.add_column(Text(name), justify="left" if name in ("", "verdict") else "right")
+    for name in ("", *names, "B / A - 1", "95 % interval", "verdict"):
+        table.add_column(Text(name), justify="left" if name in ("", "verdict") else "right", no_wrap=name not in names)
     for name, (called, shown) in _SHOWN.items():
         if name not in found["effects"]:
             continue
         row = found["effects"][name]
         if row is None:
-            table.add_row(called, "-", "-", "-", "", "", style="dim")
+            table.add_row(called, "-", "-", style="dim")
             continue
-        interval = f"{_percents(row['ci95'])} %" if row["ci95"] else "counted" if row["method"] == "counted" else "-"
-        table.add_row(
-            called, shown(row["a"]), shown(row["b"]), f"{row['effect'] * 100:+.1f} %", interval, row["verdict"]
-        )
+        interval = f"{_percents(row['ci95'])}" if row["ci95"] else "counted" if row["method"] == "counted" else "-"
+        effect = f"{row['effect'] * 100:+.1f} %"
+        table.add_row(called, shown(row["a"]), shown(row["b"]), effect, interval, row["verdict"])
     if (share := found["effects"]["comm_exposed_share"]) is not None:
-        interval = f"{_percents(share['ci95'])} points" if share["ci95"] else "-"
-        cells = f"{share['a']:.1%}", f"{share['b']:.1%}", f"{share['difference'] * 100:+.1f} points", interval, ""
-        table.add_row("exposed communication", *cells)
+        interval = f"{_percents(share['ci95'])} pp" if share["ci95"] else "-"
+        cells = f"{share['a']:.1%}", f"{share['b']:.1%}", f"{share['difference'] * 100:+.1f} pp", interval
+        table.add_row("exposed comm.", *cells)
     if (loss := found["loss"]) is not None:
-        told = {"same": f"same to {loss['tolerance']}", "differs": f"DIFFERS at step {loss['first_apart']}", None: ""}
+        told = {"same": f"same ({loss['tolerance']:g})", "differs": f"DIFFERS at step {loss['first_apart']}", None: ""}
         values = ("-" if loss[key] is None else f"{loss[key]:.6g}" for key in "ab")
-        table.add_row(f"loss at step {loss['step']}", *values, "", "", told[loss["verdict"]])
+        table.add_row(f"loss, step {loss['step']}", *values, "", "", told[loss["verdict"]])
     return table
 
 

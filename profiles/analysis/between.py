@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 # From this many shared rounds on, a side's runs are held against the other's of the same round. With fewer, the degrees
 # of freedom that pairing costs weigh more than the drift that it takes out (docs/compare.md, measured).
@@ -45,7 +45,7 @@ class Difference:
         """By Student's t: a difference of the same size by chance alone is rarer than 1 - confidence."""
         if self.error is None or self.spread is None:
             return None
-        half = float(stats.t.ppf(0.5 + confidence / 2, self.spread.degrees)) * self.error
+        half = student_t(self.spread.degrees, confidence) * self.error
         return self.estimate - half, self.estimate + half
 
 
@@ -59,8 +59,13 @@ def mean_between_runs(values: Sequence[float], confidence: float = 0.95) -> tupl
     mean = float(logs.mean())
     if len(logs) == 1:
         return math.exp(mean), None
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
+    half = student_t(len(logs) - 1, confidence) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+
+
+def student_t(degrees: float, confidence: float) -> float:
+    """How many standard errors an interval of that confidence reaches to each side."""
+    return float(special.stdtrit(degrees, 0.5 + confidence / 2))
 
 
 def logarithms(values: Sequence[float]) -> np.ndarray:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from .between import PAIRED_ROUNDS, Difference, Spread
+from .between import PAIRED_ROUNDS, Difference, Spread, student_t
 
 # Two sides are alike when their ratio is surely within this share of 1; also the effect that repeats are planned for.
 MARGIN = 0.05
@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 POWER = 0.8
 # More runs than this on each side are not asked for: another way to make the machine quiet is.
 MOST_REPEATS = 200
-_QUANTILES = (np.arange(200) + 0.5) / 200
+_QUANTILES = (np.arange(100) + 0.5) / 100
 
 Word = Literal["higher", "lower", "no change", "cannot tell"]
 
@@ -62,7 +62,7 @@ def repeats_needed(spread: Spread, effect: float = MARGIN) -> int | None:
     """
     if spread.sd == 0:
         return 2
-    sds = spread.sd * np.sqrt(spread.degrees / stats.chi2.ppf(_QUANTILES, spread.degrees))
+    sds = spread.sd * np.sqrt(spread.degrees / special.chdtri(spread.degrees, _QUANTILES))
     paired, low, high = spread.how == "rounds", 2, MOST_REPEATS
     if _power(high, sds, effect, paired) < POWER:
         return None
@@ -79,7 +79,6 @@ def _power(runs: int, sds: np.ndarray, effect: float, paired: bool) -> float:
     """Probability, mean over `sds`, that the interval of `runs` a side leaves 0 out on the side of the effect."""
     degrees = runs - 1 if paired else 2 * (runs - 1)
     shift = math.log1p(effect) / (sds * math.sqrt(2 / runs))
-    limit = stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)
-    # Far from 0 scipy's noncentral t is not finite; the power is 1 there.
-    near = np.minimum(shift, limit + 30)
-    return float(np.mean(stats.nct.sf(limit, degrees, near)))
+    limit = student_t(degrees, CONFIDENCE)
+    # Further from 0 the power is 1 anyhow, and the noncentral t is not always finite.
+    return float(np.mean(1 - special.nctdtr(degrees, np.minimum(shift, limit + 30), limit)))
