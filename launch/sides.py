@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..profiles.analysis.compared import ComparedRun, Side, UnfitError, compared_run
 from ..profiles.runfolder import RunFolder
-from ..profiles.sweepfolder import SweepFolder
+from ..profiles.sweepfolder import SweepFolder, SweepPlan
 from .errors import ConfigError, Exit
 from .validation import unknown
 
@@ -22,6 +22,8 @@ def find_side(letter: str, text: str) -> Side:
     A run that is named by itself and cannot be compared is refused; of those found in a pattern, a folder or a cell it
     is left out by name, unless it trained something else. Raises ConfigError.
     """
+    if not text.strip():
+        raise ConfigError(f"{letter}: names nothing", hint=HINT)
     parts = [text] if Path(text).exists() or _cell_of(text) else text.split(",")
     runs: list[ComparedRun] = []
     left_out: dict[str, str] = {}
@@ -81,15 +83,15 @@ def _folders(letter: str, text: str) -> tuple[list[Path], bool]:
         if not found:
             raise ConfigError(f"{letter}: {text}: matches no run folder", hint=HINT)
         return found, False
-    raise ConfigError(f"{letter}: {text or '(nothing)'}: no such run folder", hint=HINT)
+    raise ConfigError(f"{letter}: {text}: no such run folder", hint=HINT)
 
 
-def _unique(paths: Sequence[Path] | object) -> list[Path]:
+def _unique(paths: Iterable[Path]) -> list[Path]:
     """Folders by their own path: a link such as `latest` is the folder that it leads to."""
-    return list(dict.fromkeys(path.resolve() for path in paths))  # pyright: ignore[reportGeneralTypeIssues]
+    return list(dict.fromkeys(path.resolve() for path in paths))
 
 
-def _plan(letter: str, sweep: SweepFolder):
+def _plan(letter: str, sweep: SweepFolder) -> SweepPlan:
     try:
         return sweep.plan()
     except ValueError as error:

@@ -24,7 +24,7 @@ from ..errors import ConfigError, Exit
 from ..gates import judged, parse_gates
 from ..options import read_options
 from ..sides import HINT, find_side
-from ..text import plain
+from ..text import all_plain, plain
 
 SUMMARY = (
     "Hold the runs of B against those of A: effect, interval between runs, and a verdict. Each side is a run folder, "
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     if "json" in flags:
         print(orjson.dumps(result).decode(), file=Steady(sys.stdout))
     else:
-        Console(sys.stdout).print(compare_table(result))
+        Console(sys.stdout).print(compare_table(all_plain(result)))
     for outcome in outcomes:
         _warn(outcome, result)
     return Exit.GATE_FAILED if any(each["outcome"] == "failed" for each in outcomes) else Exit.OK

@@ -19,6 +19,7 @@ PAIRED_ROUNDS = 5
 # A side of one run borrows its spread from the other from this many runs on.
 LENDING_RUNS = 3
 
+Values = Sequence[float] | np.ndarray
 How = Literal["rounds", "runs", "other side", "stored"]
 
 
@@ -49,7 +50,7 @@ class Difference:
         return self.estimate - half, self.estimate + half
 
 
-def mean_between_runs(values: Sequence[float], confidence: float = 0.95) -> tuple[float, tuple[float, float] | None]:
+def mean_between_runs(values: Values, confidence: float = 0.95) -> tuple[float, tuple[float, float] | None]:
     """The geometric mean of one positive number per run and its interval between runs: Student's t on logarithms, as
     runs differ by factors. The interval is None for one run, which has no spread.
 
@@ -68,7 +69,7 @@ def student_t(degrees: float, confidence: float) -> float:
     return float(special.stdtrit(degrees, 0.5 + confidence / 2))
 
 
-def logarithms(values: Sequence[float]) -> np.ndarray:
+def logarithms(values: Values) -> np.ndarray:
     """Of one positive number per run. Raises ValueError for no run, or a number that is not positive."""
     given = np.asarray(values, dtype=np.float64)
     if not len(given) or not (np.isfinite(given).all() and (given > 0).all()):
@@ -76,14 +77,14 @@ def logarithms(values: Sequence[float]) -> np.ndarray:
     return np.log(given)
 
 
-def stored_spread(rates: Sequence[float]) -> Spread | None:
+def stored_spread(rates: Values) -> Spread | None:
     """Of the logarithms of like runs' rates that were kept from before; None for fewer than two."""
     return Spread(float(logarithms(rates).std(ddof=1)), len(rates) - 1, "stored") if len(rates) > 1 else None
 
 
 def difference(
-    a: Sequence[float],
-    b: Sequence[float],
+    a: Values,
+    b: Values,
     *,
     rounds_a: Sequence[Hashable] = (),
     rounds_b: Sequence[Hashable] = (),

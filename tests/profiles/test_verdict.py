@@ -39,7 +39,8 @@ def drawn(kind: str, runs: int, generator: np.random.Generator) -> tuple[np.ndar
     shape = (PAIRS, runs)
     a, b = generator.normal(0, 0.03, shape), generator.normal(0, 0.03, shape)
     if kind == "outliers":  # one run in seven is slow
-        return tuple(x + (generator.random(shape) < 0.15) * generator.exponential(0.1, shape) for x in (a, b))
+        slow = [(generator.random(shape) < 0.15) * generator.exponential(0.1, shape) for _ in "ab"]
+        return a + slow[0], b + slow[1]
     if kind == "drift":  # the machine changes from round to round
         drift = np.cumsum(generator.normal(0, 0.03, shape), axis=1)
         return a + drift, b + drift
@@ -84,7 +85,10 @@ def test_planning_by_the_estimate_alone_would_find_it_less_often() -> None:
 def test_drift_is_taken_out_by_rounds() -> None:
     """Where the machine changes from round to round, rounds find an effect more often than runs do."""
     a, b = drawn("drift", 8, np.random.default_rng(1))
-    found = [sum(verdict(x, y + TRUE, paired).word == "higher" for x, y in zip(a, b, strict=True)) for paired in (0, 1)]
+    found = [
+        sum(verdict(x, y + TRUE, paired).word == "higher" for x, y in zip(a, b, strict=True))
+        for paired in (False, True)
+    ]
     assert found[1] > 1.5 * found[0]
 
 
