@@ -75,6 +75,10 @@ def verdict_line(found: Comparison) -> str:
         return f"no change: a {per} of {b} takes {percent} {low_high} against {a}, within ±{found['margin']:.0%}"
     if verdict["ci95"] is None:
         return f"cannot tell: a {per} of {b} takes {percent} against {a}; {found['reasons']['repeats.needed']}"
+    if verdict["method"] == "stored" and verdict["ci95"][0] * verdict["ci95"][1] > 0:
+        return (
+            f"cannot tell: a {per} of {b} takes {percent} {low_high} against {a}: one run a side takes 99 % certainty"
+        )
     return (
         f"cannot tell: a {per} of {b} takes {percent} {low_high} against {a}: neither apart from 0 nor within "
         f"±{found['margin']:.0%}"

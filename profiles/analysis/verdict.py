@@ -14,7 +14,11 @@ from .between import PAIRED_ROUNDS, Difference, Spread, student_t
 # Two sides are alike when their ratio is surely within this share of 1; also the effect that repeats are planned for.
 MARGIN = 0.05
 CONFIDENCE = 0.95
+# Of a single run a side: its spread is of other runs, made at another time, and nothing averages what is unlike normal.
+STRICT = 0.99
 POWER = 0.8
+# With two runs a side Welch's t has hardly a degree of freedom.
+LEAST_REPEATS = 3
 # More runs than this on each side are not asked for: another way to make the machine quiet is.
 MOST_REPEATS = 200
 _QUANTILES = (np.arange(100) + 0.5) / 100
@@ -34,7 +38,8 @@ class Effect:
 def ratio_effect(difference: Difference, margin: float = MARGIN) -> Effect:
     """The effect that a difference of logarithms stands for.
 
-    `higher` and `lower`: the interval leaves 0 out. `no change`: it lies within ±margin (on logarithms, so that
+    `higher` and `lower`: the interval leaves 0 out; for one run a side, held against a stored spread, that of 99 %
+    does. `no change`: it lies within ±margin (on logarithms, so that
     swapping the sides changes nothing but the sign). `cannot tell`: neither, or there is no interval.
     """
     interval = difference.interval(CONFIDENCE)
@@ -42,10 +47,12 @@ def ratio_effect(difference: Difference, margin: float = MARGIN) -> Effect:
     if interval is None:
         return Effect(effect, None, "cannot tell")
     low, high = interval
+    surely = difference.interval(STRICT) if difference.spread and difference.spread.how == "stored" else interval
+    assert surely is not None
     word: Word = "cannot tell"
-    if low > 0:
+    if surely[0] > 0:
         word = "higher"
-    elif high < 0:
+    elif surely[1] < 0:
         word = "lower"
     elif max(-low, high) < math.log1p(margin):
         word = "no change"
@@ -61,9 +68,9 @@ def repeats_needed(spread: Spread, effect: float = MARGIN) -> int | None:
     "Assurance in clinical trial design"). Planning by the estimate alone finds it less often than it says.
     """
     if spread.sd == 0:
-        return 2
+        return LEAST_REPEATS
     sds = spread.sd * np.sqrt(spread.degrees / special.chdtri(spread.degrees, _QUANTILES))
-    paired, low, high = spread.how == "rounds", 2, MOST_REPEATS
+    paired, low, high = spread.how == "rounds", LEAST_REPEATS, MOST_REPEATS
     if _power(high, sds, effect, paired) < POWER:
         return None
     while low < high:

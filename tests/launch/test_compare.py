@@ -126,7 +126,7 @@ def test_every_null_has_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_one_run_a_side_is_held_against_the_stored_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beyond what two like runs on this machine differ by there is a verdict, which says where that is from."""
     a = str(made(tmp_path, 1.0, spread=RATES))
-    near, far = (str(made(tmp_path, seconds, spread=RATES)) for seconds in (1.05, 1.15))
+    near, far = (str(made(tmp_path, seconds, spread=RATES)) for seconds in (1.08, 1.15))
     assert told(capsys, a, near)["verdict"]["word"] == "cannot tell"
     found = told(capsys, a, far)
     assert found["verdict"]["word"] == "slower"

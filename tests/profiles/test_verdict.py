@@ -16,7 +16,7 @@ from scalelab.profiles.analysis.between import (
     mean_between_runs,
     stored_spread,
 )
-from scalelab.profiles.analysis.verdict import MARGIN, MOST_REPEATS, Effect, ratio_effect, repeats_needed
+from scalelab.profiles.analysis.verdict import LEAST_REPEATS, MARGIN, MOST_REPEATS, Effect, ratio_effect, repeats_needed
 from scipy import stats
 
 TRUE = math.log1p(MARGIN)
@@ -119,10 +119,10 @@ def test_one_run_a_side_cannot_be_told_by_itself() -> None:
 
 
 def test_one_run_a_side_is_held_against_the_stored_spread() -> None:
-    """The interval is that of the difference of two single runs, with the degrees of freedom of the spread."""
+    """A verdict takes more than the 99 % interval of the difference of two single runs, with the spread's degrees."""
     stored = stored_spread([10.0, 10.2, 9.9, 10.1, 9.8])
     assert stored is not None
-    limit = stats.t.ppf(0.975, 4) * np.log([10.0, 10.2, 9.9, 10.1, 9.8]).std(ddof=1) * math.sqrt(2)
+    limit = stats.t.ppf(0.995, 4) * np.log([10.0, 10.2, 9.9, 10.1, 9.8]).std(ddof=1) * math.sqrt(2)
     assert ratio_effect(difference([0.0], [limit * 1.01], stored=stored)).word == "higher"
     assert ratio_effect(difference([0.0], [limit * 0.99], stored=stored)).word == "cannot tell"
     assert stored_spread([10.0]) is None
@@ -169,7 +169,7 @@ def test_runs_without_any_spread() -> None:
     assert ratio_effect(same).word == "no change"
     assert ratio_effect(difference([0.0, 0.0], [0.01, 0.01])).word == "higher"
     assert same.spread is not None
-    assert repeats_needed(same.spread) == 2
+    assert repeats_needed(same.spread) == LEAST_REPEATS
 
 
 def test_more_spread_asks_for_more_repeats_and_too_much_for_none() -> None:
