@@ -84,8 +84,10 @@ def described(found: list[Made]) -> list[str]:
     )
     pairs = len(found) * (len(found) - 1) // 2
     beside = f"; load average before each {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    what = f"`scalelab {' '.join(COMMAND)}` on {found[0].processor}, {platform.system()}, {found[0].name[:8]}{beside}"
+    times = f"step {seconds.min() * 1e3:.1f} to {seconds.max() * 1e3:.1f} ms, sd {spread:.1%}"
     return [
-        f"`scalelab {' '.join(COMMAND)}` on {found[0].processor}, {platform.system()}, {found[0].name[:8]}{beside}",
-        f"step {seconds.min() * 1e3:.1f} to {seconds.max() * 1e3:.1f} ms, sd {spread:.2%}, neighbours {neighbours:+.2f}",
+        what,
+        f"{times}, correlation of neighbours {neighbours:+.2f}",
         f"by the intervals that single runs claim for themselves, {apart} of {pairs} pairs would be called different",
     ]
