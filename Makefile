@@ -11,10 +11,10 @@ override PY := $(VENV)/bin/python
 override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean
+.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean verdict-score compare
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-13s %s\n' "$$t" "$$d"; done
 	@printf '\n  e.g. make run STRATEGY=zero2 GPUS=2 PRECISION=bf16 — every option of `scalelab run` in capitals\n'
 
 install: $(VENV)/installed ## set up .venv (every other target does so when needed)
@@ -38,6 +38,9 @@ run: install ## train one model: STRATEGY=ddp|zero1|zero2|zero3|fsdp2|single GPU
 sweep: install ## every run of a matrix, resumably: STRATEGIES=ddp,zero2 GPUS=1,2 PRECISIONS=fp32,bf16 REPEATS=3 …
 	@$(PY) -m scalelab.launch.make_front sweep
 
+compare: install ## hold runs against others: A=runs/x B=runs/y FAIL_IF=slower:5% ALLOW=different-data
+	@$(PY) -m scalelab.launch.make_front compare
+
 test: install ## the test suite
 	@$(PY) -m pytest
 
@@ -55,6 +58,9 @@ truth: install ## plant known causes in real runs, and print planted against mea
 
 bench: install ## measure the strategies against DDP, our loop and loader against plain PyTorch and webdataset
 	@$(PY) -m tests.bench
+
+verdict-score: install ## make 20 like runs (8 minutes at most), and count how often verdicts between them are wrong
+	@$(PY) -m tests.verdict_score
 
 test-gpu: install ## the tests that need CUDA
 	@$(PY) -m pytest -m gpu

@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "train one model under one strategy and write a run folder",
     "sweep": "make every run of a matrix on equal terms, resumably",
     "report": "rebuild the summary of run folders, and print it",
+    "compare": "hold runs against others: effect, interval between runs, and a verdict",
     "import": "make a run folder from profiler traces that others recorded",
     "doctor": "say what this machine can run, and with --calibrate measure its rates",
     "data": "make a set of driving scenes, or check one against its manifest",

@@ -25,11 +25,14 @@ TARGETS = {
     "run": (*RunConfig.model_fields, "profile", "dry_run", "json"),
     "sweep": (*SweepOptions.model_fields, "profile", "dry_run", "json"),
     "tensorboard": ("run", "port"),
+    "compare": ("a", "b", "fail_if", "allow", "margin", "json"),
 }
 FLAGS = ("dry_run", "json")
 # Short names of make's for options of long ones.
 SHORT = {"profile": "profile_steps"}
 REPEATED = "model_option"
+# Variables that are no option's value: the two sides of a comparison, in this order.
+PLACES = ("A", "B")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
         return Exit.USAGE
     if target == "tensorboard":
         return _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))
-    code = run_command([target, *(option for name, value in variables.items() for option in options(name, value))])
+    places = [variables.pop(name) for name in PLACES if name in variables]
+    given = (option for name, value in variables.items() for option in options(name, value))
+    code = run_command([target, *places, *given])
     if code:
         print(f"exit code {int(code)} ({code.meaning}); make itself always ends with 2", file=sys.stderr)
     return code

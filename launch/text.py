@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -13,6 +14,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 def plain(text: str) -> str:
     """`text` without terminal escapes, control and direction-changing characters (tabs and newlines stay)."""
     return _CONTROL.sub("�", _ESCAPE.sub("", text))
+
+
+def all_plain(value: Any) -> Any:
+    """A nest of dicts and lists with each of its texts made plain, keys too."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {all_plain(key): all_plain(each) for key, each in value.items()}
+    return [all_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)

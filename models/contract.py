@@ -153,6 +153,25 @@ def load_model(model: str, options: Mapping[str, Any]) -> ModelSource:
     return source
 
 
+def source_sha256(model: str) -> str | None:
+    """SHA-256 of the file that defines `model`: a preset's, the .py file or the module's. What it imports is not in it.
+    None where there is no such file to read. A module's parents are imported to find it, the module is not."""
+    from .presets import preset_file, presets
+
+    try:
+        if model in presets():
+            path = preset_file(model)
+        elif model.endswith(".py"):
+            path = Path(model)
+        else:
+            found = importlib.util.find_spec(model)
+            path = Path(found.origin) if found is not None and found.origin else None
+        return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    except Exception:
+        # A parent that cannot be imported, a file that cannot be read: its ranks will tell of it.
+        return None
+
+
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The outermost modules whose class repeats among the children of one ModuleList or Sequential.
 

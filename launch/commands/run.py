@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ...models.contract import source_sha256
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from ...reports.console import Steady
@@ -117,6 +118,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "notes": list(plan.notes),
         "data": data,
         "began": environment.now(),
+        "model_sha256": source_sha256(str(plan.config.model)),
         "environment": environment.capture(),
         "calibration": calibrations.for_run(str(plan.config.device), plan.devices.name, plan.world_size),
     }

@@ -37,6 +37,11 @@ def presets() -> list[str]:
     return [preset.name for preset in sorted(found, key=lambda preset: preset.parameters)]
 
 
+def preset_file(name: str) -> Path:
+    """The file of preset `name`."""
+    return _FOLDER / f"{name}.toml"
+
+
 def load_preset(name: str) -> Preset:
     """Read the preset `name`. Raises ValueError, naming the nearest preset, when there is none."""
     known = sorted(path.stem for path in _FOLDER.glob("*.toml"))
@@ -44,4 +49,4 @@ def load_preset(name: str) -> Preset:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"preset: {name!r} is not one of {', '.join(known)}.{hint}")
-    return Preset(name=name, **tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8")))
+    return Preset(name=name, **tomllib.loads(preset_file(name).read_text(encoding="utf-8")))

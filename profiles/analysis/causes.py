@@ -1,0 +1,77 @@
+"""Where a difference in time comes from: the phases of both sides, whose differences sum to that of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .between import Difference
+from .compared import ComparedRun
+from .reasons import Null
+from .steps import ALL_PHASES, LEDGER_TOLERANCE_SECONDS
+from .verdict import CONFIDENCE
+
+# What a phase that one side does not know is part of there; both sides are then summed up to that.
+PART_OF = {"comm_exposed": ("forward", "backward", "optimizer"), "h2d": ("unattributed",)}
+
+
+def causes(
+    a: Sequence[ComparedRun],
+    b: Sequence[ComparedRun],
+    per: str,
+    held: Callable[[Sequence[float], Sequence[float]], Difference],
+    null: Null,
+) -> dict[str, Any] | None:
+    """Seconds of each phase on both sides per step or sample, means over runs, and B - A with its interval. The
+    differences sum to the difference of the whole; the largest comes first."""
+    lacking = next((run for run in (*a, *b) if run.at("phases.forward") is None), None)
+    if lacking is not None:
+        null("causes", f"{lacking.name}: {lacking.why_not('phases.forward')}")
+        return None
+    rows = []
+    for names in _groups((*a, *b)):
+        left, right = ([_seconds(run, names, per) for run in runs] for runs in (a, b))
+        rows.append({"cause": " + ".join(names), **_row(left, right, held)})
+    whole = _row([_whole(run, per) for run in a], [_whole(run, per) for run in b], held)
+    missing = sum(row["difference_seconds"] for row in rows) - whole["difference_seconds"]
+    assert abs(missing) <= LEDGER_TOLERANCE_SECONDS + 1e-9 * whole["a"], "the causes do not sum to the difference"
+    rows.sort(key=lambda row: -abs(row["difference_seconds"]))
+    return {"per": per, "rows": rows, "whole": whole}
+
+
+def _groups(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
+    """The phases, those that not all runs know joined to what they are part of."""
+    known = {name for name in ALL_PHASES if any(run.at(f"phases.{name}") is not None for run in runs)}
+    groups = [(name,) for name in ALL_PHASES if name in known]
+    for name, parts in PART_OF.items():
+        if name in known and any(run.at(f"phases.{name}") is None for run in runs):
+            joined = tuple(each for each in ALL_PHASES if each in (name, *parts))
+            groups = [group for group in groups if group[0] not in joined] + [joined]
+    return groups
+
+
+def _row(
+    a: Sequence[float], b: Sequence[float], held: Callable[[Sequence[float], Sequence[float]], Difference]
+) -> dict[str, Any]:
+    interval = held(a, b).interval(CONFIDENCE)
+    means = float(np.mean(a)), float(np.mean(b))
+    return {
+        "a": means[0],
+        "b": means[1],
+        "difference_seconds": means[1] - means[0],
+        "ci95": None if interval is None else list(interval),
+    }
+
+
+def _seconds(run: ComparedRun, names: Sequence[str], per: str) -> float:
+    return sum(run.at(f"phases.{name}.mean") or 0.0 for name in names) / _samples(run, per)
+
+
+def _whole(run: ComparedRun, per: str) -> float:
+    return run.at("step_seconds.mean") / _samples(run, per)
+
+
+def _samples(run: ComparedRun, per: str) -> float:
+    return 1.0 if per == "step" else run.at("throughput.samples_per_second") * run.at("step_seconds.mean")

@@ -1,0 +1,283 @@
+"""A comparison of two sides as plain data: effects with their intervals, verdicts, and where the time went.
+
+B is held against A: an effect is B / A - 1. How intervals come about: between.py; what may be said of them: verdict.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .alike import differences, unlike
+from .between import Difference, Spread, difference, logarithms, stored_spread
+from .causes import causes
+from .compared import ComparedRun, Side
+from .loss_parity import same_losses
+from .reasons import Null
+from .verdict import CONFIDENCE, MARGIN, POWER, Effect, ratio_effect, repeats_needed
+
+SCHEMA = 1
+# A count of bytes does not vary as times do: peaks further apart than this are different.
+COUNTED_MARGIN = 0.01
+NO_SPREAD = "this machine's spread between runs is not known (scalelab doctor --calibrate measures it)"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number per run. `word` turns what the interval says into a verdict; None for a number without one."""
+
+    name: str
+    path: str
+    words: Mapping[str, str] | None
+    timed: bool = True
+
+
+_COST = {"higher": "dearer", "lower": "cheaper"}
+MEASURES = (
+    Measure("step_seconds", "step_seconds.mean", {"higher": "slower", "lower": "faster"}),
+    Measure("samples_per_second", "throughput.samples_per_second", {"higher": "faster", "lower": "slower"}),
+    Measure("device_hours_per_million_samples", "cost.device_hours_per_million_samples", _COST),
+    Measure("usd_per_million_samples", "cost.usd_per_million_samples", _COST),
+    Measure("peak_memory_bytes", "memory.peak_bytes", {"higher": "more", "lower": "less"}, timed=False),
+    Measure("mfu", "utilization.mfu", {"higher": "higher", "lower": "lower"}),
+)
+
+
+def compare(a: Side, b: Side, *, stored: tuple[Spread, str] | None = None, margin: float = MARGIN) -> dict[str, Any]:
+    """The comparison as plain JSON. `stored`: the spread of like runs on the machine of both, and its source, for one
+    run a side. What differs between the sides is told, whatever it is: `alike.unlike` says what should not be compared.
+    Every null has an entry in `reasons` under its dotted path.
+    """
+    reasons: dict[str, str] = {}
+
+    def null(path: str, why: str) -> None:
+        reasons[path] = why
+
+    apart = unlike(a.runs[0], b.runs[0])
+    against = _Against(a, b, None if stored is None else stored[0], margin)
+    per = "sample" if "different-batch" in apart else "step"
+    effects = {measure.name: _effect(measure, against, null) for measure in MEASURES}
+    if effects["usd_per_million_samples"] is None:
+        # Said once, by the hours: a side without a price costs no money that is known.
+        reasons.pop("effects.usd_per_million_samples")
+        effects.pop("usd_per_million_samples")
+    effects["comm_exposed_share"] = _share(against, null)
+    lead = "samples_per_second" if per == "sample" else "step_seconds"
+    difference_ = against.of("throughput.samples_per_second" if per == "sample" else "step_seconds.mean")
+    return {
+        "schema": SCHEMA,
+        "verdict": _verdict(effects[lead], lead),
+        "per": per,
+        "a": _side(a),
+        "b": _side(b),
+        "confidence": CONFIDENCE,
+        "margin": margin,
+        "unlike": {word: {name: list(pair) for name, pair in fields.items()} for word, fields in apart.items()},
+        "differences": {name: list(pair) for name, pair in differences(a.runs[0], b.runs[0]).items()},
+        "effects": effects,
+        "loss": same_losses(a.runs[0], b.runs[0], null),
+        "causes": causes(a.runs, b.runs, per, against.raw, null),
+        "repeats": _repeats(difference_, margin, stored, null),
+        "notes": _notes(a, b, effects, per),
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+@dataclass(frozen=True)
+class _Against:
+    """Both sides and how their values are held against each other."""
+
+    a: Side
+    b: Side
+    stored: Spread | None
+    margin: float
+
+    def values(self, path: str) -> tuple[list[float], list[float]] | None:
+        """One number per run on each side; None where a run lacks it."""
+        found = [[run.at(path) for run in side.runs] for side in (self.a, self.b)]
+        return None if any(value is None for side in found for value in side) else (found[0], found[1])
+
+    def lacking(self, path: str) -> str:
+        """Why `values` is None."""
+        run = next(run for side in (self.a, self.b) for run in side.runs if run.at(path) is None)
+        return f"{run.name}: {run.why_not(path)}"
+
+    def of(self, path: str) -> Difference | None:
+        """The difference of logarithms."""
+        found = self.values(path)
+        if found is None or min(map(min, found)) <= 0:
+            return None
+        return self._held(*(list(logarithms(side)) for side in found), stored=self.stored)
+
+    def raw(self, a: Sequence[float], b: Sequence[float]) -> Difference:
+        """The difference of values as they are, for what may be 0; one run a side has no interval then."""
+        return self._held(a, b, stored=None)
+
+    def _held(self, a: Sequence[float], b: Sequence[float], *, stored: Spread | None) -> Difference:
+        rounds = [[run.round or ("", index) for index, run in enumerate(side.runs)] for side in (self.a, self.b)]
+        in_sweeps = all(run.round for side in (self.a, self.b) for run in side.runs)
+        rounds = rounds if in_sweeps else [[], []]
+        return difference(a, b, rounds_a=rounds[0], rounds_b=rounds[1], stored=stored)
+
+
+def _effect(measure: Measure, against: _Against, null: Null) -> dict[str, Any] | None:
+    path = f"effects.{measure.name}"
+    found, held = against.values(measure.path), against.of(measure.path)
+    if found is None or held is None:
+        null(path, against.lacking(measure.path) if found is None else "a run's value is 0")
+        return None
+    effect = ratio_effect(held, against.margin) if measure.timed else _counted(found)
+    if effect.ci95 is None:
+        null(f"{path}.ci95", NO_SPREAD if measure.timed else "counted, not timed: it has no spread of its own")
+    geometric = [math.exp(float(logarithms(side).mean())) for side in found]
+    words = {**(measure.words or {}), "no change": "no change", "cannot tell": "cannot tell"}
+    return {
+        "a": geometric[0],
+        "b": geometric[1],
+        "effect": effect.effect,
+        "ci95": None if effect.ci95 is None else list(effect.ci95),
+        "verdict": words[effect.word],
+        "method": (held.spread.how if held.spread else None) if measure.timed else "counted",
+    }
+
+
+def _counted(found: tuple[list[float], list[float]]) -> Effect:
+    """The effect between numbers that hardly vary: told by their ranges, apart by more than COUNTED_MARGIN or not."""
+    a, b = (logarithms(side) for side in found)
+    estimate = float(b.mean() - a.mean())
+    if max(a.max(), b.max()) - min(a.min(), b.min()) <= math.log1p(COUNTED_MARGIN):
+        word = "no change"
+    elif b.min() - a.max() > 0:
+        word = "higher"
+    elif a.min() - b.max() > 0:
+        word = "lower"
+    else:
+        word = "cannot tell"
+    return Effect(math.expm1(estimate), None, word)
+
+
+def _share(against: _Against, null: Null) -> dict[str, Any] | None:
+    """The share of the step in which communication was exposed: a difference in shares, without a verdict."""
+    found = against.values("phases.comm_exposed.share")
+    if found is None:
+        null("effects.comm_exposed_share", against.lacking("phases.comm_exposed.share"))
+        return None
+    held = against.raw(*found)
+    interval = held.interval(CONFIDENCE)
+    if interval is None:
+        null("effects.comm_exposed_share.ci95", "one run a side")
+    return {
+        "a": float(np.mean(found[0])),
+        "b": float(np.mean(found[1])),
+        "difference": held.estimate,
+        "ci95": None if interval is None else list(interval),
+    }
+
+
+def _verdict(effect: Mapping[str, Any] | None, of: str) -> dict[str, Any]:
+    """The answer in one word, with the effect on time: the longer B takes, the larger."""
+    assert effect is not None, "a run without a step or a rate is not compared"
+    low, high = effect["ci95"] or (None, None)
+    if of == "step_seconds":
+        time = effect["effect"], None if low is None else [low, high]
+    else:
+        # A rate's effect as one on time: 1 / (1 + e) - 1.
+        time = _inverse(effect["effect"]), None if low is None or high is None else [_inverse(high), _inverse(low)]
+    return {"word": effect["verdict"], "effect": time[0], "ci95": time[1], "of": of, "method": effect["method"]}
+
+
+def _inverse(effect: float) -> float:
+    return 1 / (1 + effect) - 1
+
+
+def _repeats(held: Difference | None, margin: float, stored: tuple[Spread, str] | None, null: Null) -> dict[str, Any]:
+    """How many runs a side has, and how many it takes to find an effect of `margin`."""
+    assert held is not None
+    spread = held.spread
+    needed = None if spread is None else repeats_needed(spread, margin)
+    if spread is None:
+        null("repeats.needed", NO_SPREAD)
+        null("repeats.sd_between_runs", NO_SPREAD)
+    elif needed is None:
+        null("repeats.needed", "more than 200 runs a side: these runs differ too much among themselves")
+    return {
+        "a": held.runs[0],
+        "b": held.runs[1],
+        "needed": needed,
+        "for_effect": margin,
+        "power": POWER,
+        "sd_between_runs": None if spread is None else spread.sd,
+        "degrees": None if spread is None else spread.degrees,
+        "source": stored[1] if stored and spread and spread.how == "stored" else None,
+    }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    runs = [
+        {"run_id": run.name, "folder": str(run.path), "step_seconds": run.at("step_seconds.mean"), "round": run.round}
+        for run in side.runs
+    ]
+    first = side.runs[0].summary
+    named = ("name", "strategy", "precision", "world_size", "device_name", "global_batch", "oversubscribed")
+    return {
+        "spec": side.spec,
+        "cell": side.cell,
+        **{name: first[name] for name in named},
+        "model": first["model"]["name"],
+        "parameters": first["model"]["parameters"],
+        "measured_steps": first["steps"]["measured"],
+        "runs": runs,
+        "left_out": dict(side.left_out),
+    }
+
+
+def _notes(a: Side, b: Side, effects: Mapping[str, Any], per: str) -> list[str]:
+    """What a reader must know to take the verdict for what it is."""
+    notes = []
+    worlds = a.runs[0].facts["world_size"], b.runs[0].facts["world_size"]
+    if worlds[0] != worlds[1]:
+        notes.append(
+            f"{worlds[0]} ranks against {worlds[1]}: a shorter step may still cost more; what a sample costs is in the "
+            "device-hours"
+        )
+    if per == "sample":
+        notes.append("batches differ: times are per sample, and the two do not train the same thing")
+    if any(run.facts["oversubscribed"] for side in (a, b) for run in side.runs):
+        notes.append("oversubscribed: ranks shared cores, which says little of any other machine")
+    devices = {run.facts["config"]["device"] for side in (a, b) for run in side.runs}
+    if devices == {"cpu"} and a.runs[0].summary["strategy"] != b.runs[0].summary["strategy"]:
+        notes.append("rankings of sharded strategies on CPU do not carry over to GPUs")
+    if "imported" in {run.summary["source"] for side in (a, b) for run in side.runs}:
+        notes.append("imported: steps under a profiler, which makes them longer")
+    if min(len(a.runs), len(b.runs)) > 1 and apart_in_time(a.runs, b.runs):
+        notes.append(
+            "one side was made before the other: what changed on the machine in between looks like an effect; "
+            "interleaved repeats (scalelab sweep) rule that out"
+        )
+    return notes
+
+
+def apart_in_time(a: Sequence[ComparedRun], b: Sequence[ComparedRun]) -> bool:
+    """Whether all runs of one side began before all of the other, as far as their folders' names tell when."""
+    began = [[run.name[:16] for run in side] for side in (a, b)]
+    if not all(re.fullmatch(r"\d{8}T\d{6}Z", each) for side in began for each in side):
+        return False
+    return max(began[0]) < min(began[1]) or max(began[1]) < min(began[0])
+
+
+def stored_for(a: Side, b: Side) -> tuple[Spread, str] | None:
+    """The larger of the spreads that the runs' own calibrations hold of their machine."""
+    found = [run.spread for side in (a, b) for run in side.runs]
+    known = [(stored_spread(each[0].samples_per_second), said(*each)) for each in found if each]
+    spreads = [(spread, source) for spread, source in known if spread is not None]
+    return max(spreads, key=lambda each: each[0].sd) if spreads else None
+
+
+def said(spread: Any, source: str) -> str:
+    """Where a stored spread comes from, in words."""
+    return f"{len(spread.samples_per_second)} runs of {spread.model} under {spread.strategy}, {source}"

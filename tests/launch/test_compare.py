@@ -1,0 +1,453 @@
+"""`scalelab compare`: what it says of two sides, what it refuses to hold against each other, and when it fails."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from rich.console import Console
+from scalelab.launch.cli import run_command
+from scalelab.launch.commands.compare import main
+from scalelab.launch.errors import ConfigError, Exit
+from scalelab.launch.gates import parse_gates
+from scalelab.models.contract import source_sha256
+from scalelab.profiles.runfolder import RunFolder, appending
+from scalelab.profiles.sweepfolder import Attempt, Cell, SweepPlan
+from scalelab.profiles.used import MemoryRecord
+from scalelab.reports.compare_table import compare_table, verdict_line
+
+from tests.profiles.test_summary import folder_with, run_json, step
+
+RATES = [10.0, 10.2, 9.9, 10.1, 9.8]
+
+
+def made(out: Path, seconds: float, *, spread: list[float] | None = None, facts: Any = (), **config: Any) -> Path:
+    """A finished run of two ranks whose measured steps take `seconds`."""
+    given = {"seed": 0, "model_option": {}, "checkpointing": "none", **config}
+    about = {
+        **run_json(2, **given),
+        "precision": {"name": "fp32", **dict.fromkeys(("param", "compute", "grad", "reduce", "master"), "fp32")},
+        "data": {"manifest_sha256": "abc"},
+        "model_sha256": "m1",
+        "environment": {"cores": 2, "host": "h", "versions": {"torch": "2.13.0"}},
+        "calibration": spread and calibration(spread),
+        **dict(facts),
+    }
+    records = [
+        step(0, 9 * seconds, "warmup"),
+        *(step(index, seconds) for index in range(1, 5)),
+        MemoryRecord(step=1, parameters_bytes=100, gradients_bytes=50, optimizer_bytes=200),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    return folder_with(out, about, records, records).path
+
+
+def calibration(rates: list[float]) -> dict[str, Any]:
+    spread = {"model": "nano", "strategy": "ddp", "steps": 30, "samples_per_second": rates, "relative_sd": 0.0158}
+    return {"name": "here", "made_utc": "2026-01-01T00:00:00Z", "run_spread": spread}
+
+
+def side(out: Path, *seconds: float, **given: Any) -> str:
+    """A folder of like runs."""
+    for each in seconds:
+        made(out, each, **given)
+    return str(out)
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    """What `--json` prints, and the exit code under `code`."""
+    code = run_command(["compare", *argv, "--json"])
+    return {**orjson.loads(capsys.readouterr().out), "code": code}
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        main(argv)
+    return f"{error.value}\n{error.value.hint}"
+
+
+def test_verdicts_in_words_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Slower, faster, no change and cannot tell, each the same on the console as in the twin."""
+    a = side(tmp_path / "a", 1.0, 1.01, 0.99)
+    for seconds, word in (
+        ((1.2, 1.21, 1.22), "slower"),
+        ((0.8, 0.81, 0.79), "faster"),
+        ((1.01, 1.0, 0.99), "no change"),
+        ((1.1, 0.9, 1.04), "cannot tell"),
+    ):
+        found = told(capsys, a, side(tmp_path / word, *seconds, strategy="zero2"))
+        assert found["code"] == Exit.OK
+        assert found["verdict"]["word"] == found["effects"]["step_seconds"]["verdict"] == word
+        assert word in verdict_line(found)
+        low, high = found["verdict"]["ci95"]
+        assert low <= found["verdict"]["effect"] <= high
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(compare_table(found))
+        assert word in console.export_text()
+        assert found["differences"]["strategy"] == ["ddp", "zero2"]
+        assert found["repeats"]["needed"] > 1
+
+
+def test_effects_to_the_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ratios of geometric means; a rate goes the other way; the causes sum to the step's difference."""
+    found = told(capsys, side(tmp_path / "a", 1.0, 1.0), side(tmp_path / "b", 2.0, 0.98))
+    effects = found["effects"]
+    expected = (2.0 * 0.98) ** 0.5
+    assert effects["step_seconds"]["effect"] == pytest.approx(expected - 1)
+    assert effects["samples_per_second"]["effect"] == pytest.approx(1 / expected - 1)
+    assert effects["device_hours_per_million_samples"]["effect"] == pytest.approx(expected - 1)
+    assert effects["mfu"] is None
+    assert "operations were not counted" in found["reasons"]["effects.mfu"]
+    causes = found["causes"]
+    assert causes["whole"]["difference_seconds"] == pytest.approx(0.49)
+    assert sum(row["difference_seconds"] for row in causes["rows"]) == pytest.approx(0.49)
+    assert causes["rows"][0]["cause"] == "backward"
+    assert found["loss"] == {
+        "step": 4, "a": 1.0, "b": 1.0, "verdict": "same", "tolerance": 1e-5, "parity_steps": 5, "first_apart": None
+    }  # fmt: skip
+
+
+def test_every_null_has_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One run a side and no calibration: no interval, no repeats, and why."""
+    found = told(capsys, str(made(tmp_path, 1.0)), str(made(tmp_path, 2.0)))
+    assert found["verdict"]["word"] == "cannot tell"
+    for path in ("effects.step_seconds.ci95", "repeats.needed", "repeats.sd_between_runs", "effects.mfu"):
+        value: Any = found
+        for name in path.split("."):
+            value = value[name]
+        assert value is None
+        assert found["reasons"][path]
+    assert "doctor --calibrate" in found["reasons"]["repeats.needed"]
+
+
+def test_one_run_a_side_is_held_against_the_stored_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beyond what two like runs on this machine differ by there is a verdict, which says where that is from."""
+    a = str(made(tmp_path, 1.0, spread=RATES))
+    near, far = (str(made(tmp_path, seconds, spread=RATES)) for seconds in (1.08, 1.15))
+    assert told(capsys, a, near)["verdict"]["word"] == "cannot tell"
+    found = told(capsys, a, far)
+    assert found["verdict"]["word"] == "slower"
+    assert found["verdict"]["method"] == "stored"
+    assert found["repeats"]["source"] == "5 runs of nano under ddp, calibration here of 2026-01-01T00:00:00Z"
+
+
+UNLIKE = {
+    "different-data": {"facts": {"data": {"manifest_sha256": "xyz"}}},
+    "different-model": {"facts": {"model_sha256": "m2"}},
+    "different-precision": {"facts": {"precision": {"name": "bf16", "compute": "bf16"}}},
+    "different-batch": {"global_batch": 16},
+    "different-device": {"facts": {"device_name": "another processor"}},
+}
+VALUES = {
+    "different-data": ("data.manifest_sha256", "abc", "xyz"),
+    "different-model": ("model_sha256", "m1", "m2"),
+    "different-precision": ("precision.compute", "fp32", "bf16"),
+    "different-batch": ("global_batch", "8", "16"),
+    "different-device": ("device_name", "a processor", "another processor"),
+}
+
+
+@pytest.mark.parametrize("word", UNLIKE)
+def test_what_must_be_shared_is_refused_unless_told(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each by name with both values and the way out; allowed, it is compared, and shown."""
+    a, b = str(made(tmp_path, 1.0)), str(made(tmp_path, 1.0, **UNLIKE[word]))
+    text = refused(a, b)
+    for part in (word, *VALUES[word], f"--allow {word}"):
+        assert part in text
+    found = told(capsys, a, b, "--allow", word)
+    assert found["code"] == Exit.OK
+    assert VALUES[word][0] in found["unlike"][word]
+
+
+def test_model_options_and_parameters_are_part_of_the_model(tmp_path: Path) -> None:
+    """Options of a user's model and its number of parameters are compared, also where no hash is known."""
+    a = str(made(tmp_path, 1.0, model_option={"layers": 2}))
+    assert "model_option.layers is 2" in refused(a, str(made(tmp_path, 1.0, model_option={"layers": 4})))
+    small = {"model": {"name": "x", "parameters": 10}}
+    assert "model.parameters is 1234" in refused(str(made(tmp_path, 1.0)), str(made(tmp_path, 1.0, facts=small)))
+    unknown = {"model_sha256": None}
+    text = refused(str(made(tmp_path, 1.0)), str(made(tmp_path, 1.0, facts=unknown, model="other")))
+    assert "model is tiny" in text
+    assert "model_sha256" not in text
+
+
+def test_the_file_of_a_model_is_hashed(tmp_path: Path) -> None:
+    """A preset's, a .py file's, a module's; what is none has no hash and is no error."""
+    path = tmp_path / "mine.py"
+    path.write_text("x = 1\n")
+    first = source_sha256(str(path))
+    path.write_text("x = 2\n")
+    assert len({source_sha256("nano"), source_sha256("tiny"), first, source_sha256(str(path))}) == 4
+    assert source_sha256("json.decoder")
+    for none in ("no.such.module", str(tmp_path / "none.py"), ".", ""):
+        assert source_sha256(none) is None
+
+
+def test_batches_that_differ_are_compared_per_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice the batch in 1.5 times the time is faster."""
+    a = side(tmp_path / "a", 1.0, 1.01, 0.99)
+    for seconds in (1.5, 1.51, 1.49):
+        folder = made(tmp_path / "b", seconds, global_batch=16, micro_batch=8)
+        for rank in range(2):
+            path = RunFolder(folder).rank_file(rank)
+            path.write_bytes(path.read_bytes().replace(b'"samples":4', b'"samples":8'))
+    found = told(capsys, a, str(tmp_path / "b"), "--allow", "different-batch")
+    assert found["verdict"]["word"] == "faster"
+    assert found["verdict"]["effect"] == pytest.approx(-0.25, abs=1e-3)
+    assert found["per"] == found["causes"]["per"] == "sample"
+    assert found["loss"]["verdict"] is None
+    assert found["causes"]["whole"]["difference_seconds"] == pytest.approx(1.5 / 16 - 1 / 8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "seconds", "code"),
+    [
+        ("slower:5%", (1.2, 1.21, 1.19), Exit.GATE_FAILED),
+        ("slower:5%", (1.04, 1.041, 1.039), Exit.OK),  # established, and less than 5 %
+        ("slower:3%", (1.04, 1.041, 1.039), Exit.GATE_FAILED),
+        ("slower:5%", (0.8, 0.81, 0.79), Exit.OK),
+        ("slower:5%", (1.5, 1.0, 1.2), Exit.OK),  # cannot be told
+        ("cost:5%", (1.2, 1.21, 1.19), Exit.GATE_FAILED),
+        ("slower:50%,cost:5%", (1.2, 1.21, 1.19), Exit.GATE_FAILED),
+        ("slower:50%, cost:50%", (1.2, 1.21, 1.19), Exit.OK),
+    ],
+)
+def test_gates(
+    argument: str, seconds: tuple[float, ...], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 9 where the effect is established and as large as the threshold; else 0, also where it cannot be told."""
+    a, b = side(tmp_path / "a", 1.0, 1.001, 0.999), side(tmp_path / "b", *seconds)
+    assert run_command(["compare", a, b, "--fail-if", argument, "--json"]) == code
+    out, err = capsys.readouterr()
+    outcomes = {gate["outcome"] for gate in orjson.loads(out)["gates"]}
+    assert ("failed" in outcomes) == (code == Exit.GATE_FAILED)
+    if "cannot tell" in outcomes:
+        assert "runs a side" in err
+        assert "warning" in err
+
+
+def test_a_gate_on_what_was_not_measured_is_refused(tmp_path: Path) -> None:
+    """It would pass whatever comes."""
+    a, b = str(made(tmp_path, 1.0)), str(made(tmp_path, 1.0))
+    text = refused(a, b, "--fail-if", "memory:10%")
+    assert "peak_memory_bytes is not known" in text
+
+
+@pytest.mark.parametrize("given", ["slower", "slower:5", "slower:-5%", "slow:5%", "slower:5%,", "slower:5%,slower:6%"])
+def test_gates_with_a_typo_are_refused_with_what_is_allowed(given: str, tmp_path: Path) -> None:
+    """Nothing is read as a gate that it is not."""
+    with pytest.raises(ValueError, match="slower:N%, memory:N%, cost:N%"):
+        parse_gates(given)
+    text = refused(str(made(tmp_path, 1.0)), str(made(tmp_path, 1.0)), "--fail-if", given)
+    assert "slower:N%" in text
+
+
+def test_options_out_of_range(tmp_path: Path) -> None:
+    """An unknown word of --allow, a margin that is no share, one side or three: each with what is allowed."""
+    run = str(made(tmp_path, 1.0))
+    assert "different-data" in refused(run, run, "--allow", "different-everything")
+    assert "5%" in refused(run, run, "--margin", "0.05")
+    assert "allowed two" in refused(run)
+    assert "allowed two" in refused(run, run, run)
+    assert "did you mean --fail-if" in refused(run, run, "--fail-iff", "slower:5%")
+
+
+def status(path: Path, state: str, code: int | None, cause: str = "") -> str:
+    RunFolder(path).write("status.json", {"state": state, "exit_code": code, "cause": cause})
+    return str(path)
+
+
+def newer(path: Path) -> None:
+    RunFolder(path).write("run.json", {"schema": 99})
+
+
+def half_written(path: Path) -> None:
+    text = (path / "run.json").read_bytes()
+    (path / "run.json").write_bytes(text[: len(text) // 2])
+
+
+def without_steps(path: Path) -> None:
+    for rank in (path / "ranks").iterdir():
+        rank.unlink()
+
+
+def older(path: Path) -> None:
+    facts = RunFolder(path).read("run.json")
+    del facts["config"]["micro_batch"]
+    RunFolder(path).write("run.json", facts)
+
+
+UNFIT = {
+    "still running": lambda path: status(path, "running", None),
+    "exit code 5: rank 1 died": lambda path: status(path, "failed", 5, "rank 1 died"),
+    "interrupted, exit code 130": lambda path: status(path, "interrupted", 130),
+    "written by a newer scalelab": newer,
+    "not JSON": half_written,
+    "no measured step": without_steps,
+    "older scalelab": older,
+    "no status.json": lambda path: (path / "status.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("why", UNFIT)
+def test_a_run_that_cannot_be_compared_is_refused_by_name(
+    why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named by itself it is refused; among others of a folder it is left out by name, and the rest is compared."""
+    good, bad = made(tmp_path / "good", 1.0), made(tmp_path / "b", 1.0)
+    UNFIT[why](bad)
+    text = refused(str(good), str(bad))
+    assert bad.name in text
+    assert why in text
+    assert "no run there can be compared" in refused(str(good), str(bad.parent))
+    for seconds in (1.0, 1.1):
+        made(tmp_path / "b", seconds)
+    found = told(capsys, str(good), str(bad.parent))
+    assert why in found["b"]["left_out"][bad.name]
+    assert len(found["b"]["runs"]) == 2
+
+
+def test_sides_by_commas_patterns_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each names the same runs; `latest` is no run of its own; a run is no repeat of itself."""
+    a = side(tmp_path / "a", 1.0, 1.1, 1.2)
+    b = str(made(tmp_path / "b", 1.0))
+    paths = [str(path) for path in sorted((tmp_path / "a").iterdir()) if not path.is_symlink()]
+    names = [[run["run_id"] for run in told(capsys, each, b)["a"]["runs"]] for each in (a, f"{a}/*", ",".join(paths))]
+    assert len(names[0]) == 3
+    assert names[0] == names[1] == names[2]
+    assert "given twice" in refused(f"{paths[0]},{paths[0]}", b)
+    assert "on both sides" in refused(a, paths[1])
+    with_comma = tmp_path / "c,d"
+    assert len(told(capsys, side(with_comma, 1.0, 1.1), b)["a"]["runs"]) == 2
+
+
+def test_places_that_hold_no_run(tmp_path: Path) -> None:
+    """None there, an empty folder, a pattern without a match, a file: each by name."""
+    run = str(made(tmp_path / "a", 1.0))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for place, why in (("none", "no such"), ("empty", "holds no run.json"), ("*x*", "matches no"), ("file", "no such")):
+        text = refused(run, str(tmp_path / place))
+        assert why in text
+        assert place in text
+    assert "names nothing" in refused(run, " ")
+
+
+def test_runs_of_a_side_that_are_no_repeats(tmp_path: Path) -> None:
+    """What they do not share is named, with both values and runs."""
+    run = str(made(tmp_path / "a", 1.0))
+    mixed = side(tmp_path / "b", 1.0)
+    made(tmp_path / "b", 1.0, strategy="zero3")
+    text = refused(run, mixed)
+    assert "strategy is" in text
+    assert "zero3" in text
+    made(tmp_path / "c", 1.0)
+    made(tmp_path / "c", 1.0, facts={"device_name": "another"})
+    assert "device_name is" in refused(run, str(tmp_path / "c"))
+
+
+def sweep(tmp_path: Path, times: dict[str, list[float]], **attempts: tuple[int, str]) -> Path:
+    """A sweep of cells of one strategy each; `attempts` gives the exit code and cause of a cell's first repeat."""
+    folder = tmp_path / "sweep-ab12"
+    folder.mkdir()
+    cells = [
+        Cell(
+            name=name, strategy=name, precision="fp32", world_size=2, micro_batch=4, grad_accumulation=1,
+            global_batch=8, config={}, refused=None if times[name] else "no such hardware",
+        )
+        for name in times
+    ]  # fmt: skip
+    repeats = max(map(len, times.values()))
+    order = [(name, repeat) for repeat in range(repeats) for name in times]
+    plan = SweepPlan(
+        sweep_id="ab12", created_utc="", command=[], scaling="strong", repeats=repeats, seed=0, cells=cells, order=order
+    )
+    (folder / "sweep.json").write_text(plan.model_dump_json())
+    with (folder / "attempts.jsonl").open("w") as lines:
+        for name, repeat in order:
+            if repeat >= len(times[name]):
+                continue
+            code, cause = attempts.get(name, (0, None)) if repeat == 0 else (0, None)
+            run = made(folder, times[name][repeat], strategy=name)
+            lines.write(
+                Attempt(
+                    cell=name, repeat=repeat, run=run.name, exit_code=code, cause=cause, started_utc="", seconds=1
+                ).model_dump_json()
+                + "\n"
+            )
+    return folder
+
+
+def test_cells_of_a_sweep_are_paired_by_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine that changes from round to round hides nothing: within rounds the effect is plain."""
+    drift = [1.0, 1.4, 0.7, 1.2, 2.0, 0.9]
+    noise = [0.005, -0.005, 0.002, -0.004, 0.001, 0.003]
+    b = [value * (1.05 + part) for value, part in zip(drift, noise, strict=True)]
+    folder = sweep(tmp_path, {"ddp": drift, "zero3": b})
+    found = told(capsys, f"{folder}:ddp", f"{folder}:zero3")
+    assert found["verdict"]["word"] == "slower"
+    assert found["verdict"]["method"] == "rounds"
+    assert found["a"]["cell"] == "ddp"
+    unpaired = told(capsys, side(tmp_path / "x", *drift), side(tmp_path / "y", *b))
+    assert unpaired["verdict"]["word"] == "cannot tell"
+
+
+def test_cells_that_cannot_be_compared(tmp_path: Path) -> None:
+    """A refused cell, one that is not there, one that trained something else, and the sweep's folder itself."""
+    parity = "loss parity: loss of step 3 is 2.0, expected 1.0"
+    folder = sweep(tmp_path, {"ddp": [1.0, 1.0], "zero3": [1.0, 1.0], "fsdp2": []}, zero3=(8, parity))
+    assert "was refused: no such hardware" in refused(f"{folder}:ddp", f"{folder}:fsdp2")
+    assert "did you mean zero3" in refused(f"{folder}:ddp", f"{folder}:zer3")
+    assert "name a cell" in refused(f"{folder}:ddp", str(folder))
+    assert parity in refused(f"{folder}:ddp", f"{folder}:zero3")
+    # Also by its folder: it has no speed that means anything.
+    run = next(path for path in sorted(folder.iterdir()) if "zero3" in (path / "run.json").read_text())
+    assert parity in refused(f"{folder}:ddp", str(run))
+
+
+def test_ranks_that_differ_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shorter step on more ranks may cost more: said beside the verdict."""
+    found = told(capsys, str(made(tmp_path, 1.0)), str(made(tmp_path, 1.0, facts={"world_size": 4})))
+    assert any("2 ranks against 4" in note for note in found["notes"])
+    assert found["effects"]["device_hours_per_million_samples"]["effect"] == pytest.approx(1.0)
+
+
+def test_losses_that_part_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At which step first; with another seed they are not meant to be the same."""
+    a, b = made(tmp_path, 1.0), made(tmp_path, 1.0)
+    for rank in range(2):
+        path = RunFolder(b).rank_file(rank)
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join([*lines[:2], lines[2].replace(b'"losses":[1.0]', b'"losses":[1.1]'), *lines[3:]]))
+    found = told(capsys, str(a), str(b))
+    assert found["loss"]["verdict"] == "differs"
+    assert found["loss"]["first_apart"] == 2
+    found = told(capsys, str(a), str(made(tmp_path, 1.0, seed=7)))
+    assert found["loss"]["verdict"] is None
+    assert "seed" in found["reasons"]["loss.verdict"]
+
+
+def test_names_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Markup, escapes and control characters of a name do nothing in the terminal."""
+    name = "[red]x[/red]\x1b[31m</script>\u202e"
+    a, b = (made(tmp_path, seconds, facts={"name": f"{name}{seconds}"}) for seconds in (1.0, 2.0))
+    assert run_command(["compare", str(a), str(b)]) == Exit.OK
+    text = capsys.readouterr().out
+    assert "[red]x[/red]</script>" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_damaged_lines_do_not_stop_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A half last line is what a kill leaves: the other steps count."""
+    a, b = made(tmp_path, 1.0), made(tmp_path, 1.0)
+    with appending(RunFolder(b).rank_file(0)) as write:
+        write(step(9, 1.0))
+    path = RunFolder(b).rank_file(0)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert told(capsys, str(a), str(b))["code"] == Exit.OK
