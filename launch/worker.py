@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import distributed
 
 from ..models.contract import ModelSource, load_model
@@ -176,7 +177,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             flops = efficiency.count(noted, job.source, setting, config.seed, control, leads=rank.rank == 0)
             if flops is not None:
                 write(flops)
-        write(end.model_copy(update={"monotonic_seconds": now()["monotonic_seconds"]}))
+        write(structs.replace(end, monotonic_seconds=now()["monotonic_seconds"]))
     # Nobody leaves while a peer may still have something to receive from it.
     if together:
         distributed.barrier()
