@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 
 from ..data.skipping import BadSamples
@@ -17,7 +18,7 @@ from ..models.driving import DrivingModel
 from ..profiles.capture.finite import FiniteWatch
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.window import WindowProbe
-from ..profiles.records import StartRecord
+from ..profiles.records import EndRecord, StartRecord
 from ..profiles.runfolder import RunFolder
 from . import checkpoint
 from .config import RunConfig, is_user_model
@@ -113,6 +114,11 @@ def events_of(job: Job, saver: Saver, bad: BadSamples) -> list[Event]:
     if config.save_every:
         events.append(("checkpoint", every(config.save_every), lambda step: saver(step.index)))
     return events
+
+
+def ended(end: EndRecord) -> EndRecord:
+    """`end` as of now."""
+    return msgspec.structs.replace(end, monotonic_seconds=time.monotonic())
 
 
 def start_record(rank: Rank, device: torch.device, threads: int) -> StartRecord:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import structs
 from torch import distributed
 
 from ..models.contract import ModelSource, load_model
@@ -34,10 +33,10 @@ from ..profiles.runfolder import RunFolder, appending
 from ..profiles.storage import OutputError
 from . import efficiency, recompute, strategies
 from .afterwards import afterwards
-from .assemble import Job, Saver, events_of, prepare_determinism, start_record
+from .assemble import Job, Saver, ended, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig, is_user_model
-from .environment import boot_id, now
+from .environment import boot_id
 from .errors import Exit, NumericError
 from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
@@ -177,7 +176,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             flops = efficiency.count(noted, job.source, setting, config.seed, control, leads=rank.rank == 0)
             if flops is not None:
                 write(flops)
-        write(structs.replace(end, monotonic_seconds=now()["monotonic_seconds"]))
+        write(ended(end))
     # Nobody leaves while a peer may still have something to receive from it.
     if together:
         distributed.barrier()

@@ -109,11 +109,11 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
 
 
 def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
+    from ...profiles.analysis.sweep import write_sweep_summary
     from ...reports.console import Console
     from ...reports.sweep_table import sweep_table
-    from ..sweep.interim import summary_of
 
-    summary = summary_of(folder)
+    summary = write_sweep_summary(folder)
     if as_json:
         print(orjson.dumps({**summary, "sweep_folder": str(folder.path)}).decode(), file=Steady(sys.stdout), flush=True)
     else:

@@ -19,8 +19,8 @@ from ..plan import DEFAULT_CPU_RANKS, resolve
 from .fairness import recorded, shared_batch
 from .options import AXES, Request
 
-# Options that change neither what is trained nor how fast: where results go, and how long is waited for what.
-NO_PART = {"out", "name", "hang_seconds", "grace", "rendezvous", "rendezvous_timeout", "nodes", "node_rank"}
+# Options that change neither what is trained nor how fast: where results go, what is waited for how long, prices.
+NO_PART = {"out", "name", "hang_seconds", "grace", "rendezvous_timeout", "usd_per_gpu_hour", "usd_per_kwh"}
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ _OWN_FIELDS: dict[str, Any] = {name: (field.annotation, field) for name, field i
 _RUN_FIELDS: dict[str, Any] = {
     name: (field.annotation, field)
     for name, field in RunConfig.model_fields.items()
-    if name not in {axis.field for axis in AXES}
+    # Runs are named after their cells.
+    if name not in {"name", *(axis.field for axis in AXES)}
 }
 SweepOptions: type[BaseModel] = create_model(
     "SweepOptions",

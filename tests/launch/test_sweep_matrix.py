@@ -198,8 +198,8 @@ def test_recipes_that_come_along_work_and_say_what_for(path: Path) -> None:
 
 
 def test_every_option_of_a_run_is_one_of_a_sweep() -> None:
-    """Axes stand for their option; all else is taken over, by name."""
-    taken = {axis.field for axis in AXES} - {"gpus"}
+    """Axes stand for their option, runs are named after cells; all else is taken over, by name."""
+    taken = {"name", *(axis.field for axis in AXES)} - {"gpus"}
     assert set(RunConfig.model_fields) - taken <= set(SweepOptions.model_fields)
 
 
@@ -212,7 +212,13 @@ def test_the_folder_is_named_after_what_decides_the_figures(monkeypatch: pytest.
         return sweep_id(cells(found, devices), found, devices)
 
     base = named("--strategies=ddp,zero1", "--gpus=1,2")
-    for same in (["--strategies=zero1,ddp"], ["--repeats=9"], ["--out=elsewhere"], ["--grace=3"]):
+    for same in (
+        ["--strategies=zero1,ddp"],
+        ["--repeats=9"],
+        ["--out=elsewhere"],
+        ["--grace=3"],
+        ["--usd-per-gpu-hour=2"],
+    ):
         assert named("--strategies=ddp,zero1", "--gpus=1,2", *same) == base
     for other in (["--steps=7"], ["--micro-batch=8"], ["--seed=1"], ["--gpus=2"], ["--scaling=weak"], ["--best-batch"]):
         assert named("--strategies=ddp,zero1", "--gpus=1,2", *other) != base

@@ -27,6 +27,7 @@ from scalelab.profiles.analysis.parity import PARITY
 from scalelab.profiles.analysis.summary import write_summary
 from scalelab.profiles.records import Record
 from scalelab.profiles.runfolder import SchemaError
+from scalelab.profiles.storage import OutputError
 from scalelab.profiles.sweepfolder import Attempt, SweepFolder, SweepPlan
 
 from tests.profiles.test_summary import folder_with, run_json, step
@@ -236,6 +237,16 @@ def test_where_no_ddp_run_finished_that_is_said(tmp_path: Path) -> None:
     _, outcome = sweep(tmp_path, make, "--strategies=zero1", "--repeats=1")
     assert outcome.exit_code == Exit.OK
     assert "not checked: no run of ddp finished" in (outcome.attempts["zero1-fp32-2ranks", 1].parity or "")
+
+
+@pytest.mark.fault(30)
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """A file in the place of the output folder: nothing is started."""
+    (tmp_path / "file").write_text("")
+    make = Fake()
+    with pytest.raises(OutputError, match="a file is in the place of a folder"):
+        sweep(tmp_path / "file", make, *FOUR)
+    assert make.made == []
 
 
 @pytest.mark.fault(49)
