@@ -10,12 +10,13 @@ from typing import Any
 
 import orjson
 import pytest
-from scalelab.launch.cli import run_command
 from scalelab.profiles.analysis.prices import Given
 from scalelab.profiles.analysis.summary import analysis_digest, current_summary
 from scalelab.profiles.analysis.sweep import summarise_sweep, write_sweep_summary
 from scalelab.profiles.runfolder import RunFolder
 from scalelab.profiles.sweepfolder import SweepFolder
+from scalelab.reports.console import Console
+from scalelab.reports.sweep_results import sweep_results
 
 from ..support.sweep_example import example_summary, example_sweep
 from ..support.sweeps import MadeSweep, run_json, write_run
@@ -188,7 +189,7 @@ def test_folders_of_every_kind_are_shown_by_name(tmp_path: Path) -> None:
     made.attempt(twin, 0, first)
     running = made.cell("running", 2)
     half = made.run_folder(running, 0)
-    half.write("run.json", run_json(running.name, 2))
+    half.write("run.json", run_json(f"{running.name}-r0", 2))
     half.write("status.json", {"state": "running", "exit_code": None})
     stray = made.run_folder(good, 8)
     stray.write("run.json", run_json(good.name, 1))
@@ -267,44 +268,50 @@ def test_the_table_has_its_twin_as_csv_and_no_formula_in_it(tmp_path: Path) -> N
     assert rows[1]["samples_per_second"] == ""
 
 
-def test_report_takes_a_sweep_folder_and_prints_every_cell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Refused cells with their words, money at the price given, and the same as JSON; sweep.json is left alone."""
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_table_names_every_cell_and_what_may_be_concluded(tmp_path: Path) -> None:
+    """Refused cells with their words, money at the price given, the laws; whatever a name holds, it is text."""
     folder = example_sweep(tmp_path / "sweep", None)
-    before = (folder.path / "sweep.json").read_bytes()
-    command = ["report", str(folder.path), "--usd-per-gpu-hour", "2.5", "--max-cost-ratio", "1.2"]
-    assert run_command(command) == 0
-    out = capsys.readouterr().out
-    for cell in orjson.loads(before)["cells"]:
-        assert cell["name"] in out
+    summary = write_sweep_summary(folder, Given(usd_per_gpu_hour=2.5), cost_ratio=1.2)
+    summary["cells"][0]["name"] = "[red]x[/red]"
+    shown = printed(summary)
+    for cell in summary["cells"]:
+        assert cell["name"] in shown
     for word in (
         "fp16 needs CUDA",
-        "ran out of memory",
+        "out of memory",
         "take ",
         "knee",
         "priced at 2.5 USD",
         "1.2 times",
         "oversubscribed",
     ):
-        assert word in out, word
-    assert run_command([*command, "--json"]) == 0
-    twin = orjson.loads(capsys.readouterr().out)
-    assert twin.pop("sweep_folder") == str(folder.path)
-    assert twin == orjson.loads((folder.path / "sweep-summary.json").read_bytes())
-    assert (folder.path / "sweep.json").read_bytes() == before
+        assert word in shown, word
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b'{"cells": 3}'])
-def test_a_damaged_sweep_folder_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
-) -> None:
+def test_a_table_without_verdict_or_price_says_so(tmp_path: Path) -> None:
+    """Mixed hardware, one repeat, nothing yet."""
+    made = MadeSweep(tmp_path / "sweep")
+    made.cell("ddp", 1, [1.0])
+    assert "not priced: no price was given" in printed(summary_of(made))
+    assert "no verdict" in printed(summary_of(made))
+    made.cell("ddp", 2, [0.5], facts={"device_name": "another"})
+    assert "no verdict: the runs are of different hardware" in printed(summary_of(made))
+    assert "no cell has a figure" in printed(summary_of(MadeSweep(tmp_path / "none")))
+
+
+def printed(summary: dict[str, Any]) -> str:
+    console = Console(io.StringIO(), width=250)
+    console.print(sweep_results(summary))
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b'{"cells": 3}', b'{"schema_version": 99}'])
+def test_a_damaged_sweep_folder_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     """And a summary that was there stays."""
     (tmp_path / "sweep.json").write_bytes(content)
     (tmp_path / "sweep-summary.json").write_bytes(b"old")
-    assert run_command(["report", str(tmp_path)]) == 2
-    assert "sweep.json" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"sweep\.json"):
+        write_sweep_summary(SweepFolder(tmp_path))
     assert (tmp_path / "sweep-summary.json").read_bytes() == b"old"
 
 

@@ -75,7 +75,7 @@ class Runs:
 
     def _unattempted(self, cell: Cell, repeat: int) -> SweepRun:
         for name, (of, told) in self._others.items():
-            if of == cell.name and told["state"] == "running" and name not in self._counted:
+            if of == f"{cell.name}-r{repeat}" and told["state"] == "running" and name not in self._counted:
                 self._counted[name] = cell.name
                 return SweepRun(repeat=repeat, state="running", why=told["why"], folder=name)
         return SweepRun(repeat=repeat, state="missing", why="not run yet")
