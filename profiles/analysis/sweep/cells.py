@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...sweepfolder import Cell
-from .estimates import estimate, plain_estimate
+from .estimates import CONFIDENCE, estimate, plain_estimate, ratio
 from .runs import SweepRun, measured
 
 USD, HOURS = "usd_per_million_samples", "device_hours_per_million_samples"
@@ -41,10 +41,20 @@ class CellResult:
         """Of the runs that count; none unless the cell is `measured`."""
         return list(measured(self.runs)) if self.row["state"] == "measured" else []
 
+    @property
+    def rounds(self) -> list[int]:
+        """The round of the sweep in which each of those was made."""
+        return [run.repeat for run in self.runs if run.summary is not None]
+
     def values(self, name: str) -> list[float]:
         """One number a run."""
         found = self.row[name]
         return [] if found is None else found["values"]
+
+
+def held(a: CellResult, b: CellResult, name: str, confidence: float = CONFIDENCE) -> dict[str, Any]:
+    """How many times figure `name` of `a` is that of `b`."""
+    return ratio(a.values(name), b.values(name), confidence, rounds=(a.rounds, b.rounds))
 
 
 def cell_result(cell: Cell, runs: list[SweepRun]) -> CellResult:

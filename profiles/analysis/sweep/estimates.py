@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from ..between import mean_between_runs
+from ..between import difference, mean_between_runs
 
 CONFIDENCE = 0.95
 
@@ -25,30 +25,29 @@ def plain_estimate(values: Sequence[float]) -> dict[str, Any]:
     mean, count = float(np.mean(values)), len(values)
     interval = None
     if count > 1:
-        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+        half = float(special.stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.std(values, ddof=1) / math.sqrt(count))
         interval = [mean - half, mean + half]
     return {"mean": mean, "ci95": interval, "values": list(values)}
 
 
-def ratio(a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE) -> dict[str, Any]:
-    """How many times `a` is `b`, geometric means, with the interval of Welch (1947) on logarithms; null where a side
-    has one run."""
-    logs_a, logs_b = np.log(a), np.log(b)
-    low_high = welch(logs_a, logs_b, confidence)
+def ratio(
+    a: Sequence[float],
+    b: Sequence[float],
+    confidence: float = CONFIDENCE,
+    *,
+    rounds: tuple[Sequence[int], Sequence[int]] = ((), ()),
+) -> dict[str, Any]:
+    """How many times `a` is `b`, geometric means, with the interval on logarithms of `between.difference`; null where
+    nothing tells how much like runs differ. `rounds`: the sweep's round in which each run of `a` and `b` was made."""
+    found = difference(np.log(b).tolist(), np.log(a).tolist(), rounds_a=rounds[1], rounds_b=rounds[0])
+    interval = found.interval(confidence)
     return {
-        "mean": math.exp(float(logs_a.mean() - logs_b.mean())),
-        "ci95": None if low_high is None else [math.exp(each) for each in low_high],
+        "mean": math.exp(float(np.mean(np.log(a)) - np.mean(np.log(b)))),
+        "ci95": None if interval is None else [math.exp(each) for each in interval],
     }
 
 
-def welch(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, confidence: float) -> list[float] | None:
-    """The interval of mean(a) - mean(b); None where a side has one value."""
-    if min(len(a), len(b)) < 2:
-        return None
-    parts = np.array([np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)])
-    difference, total = float(np.mean(a) - np.mean(b)), float(parts.sum())
-    if total == 0:
-        return [difference, difference]
-    degrees = total**2 / float((parts**2 / np.array([len(a) - 1, len(b) - 1])).sum())
-    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * math.sqrt(total)
-    return [difference - half, difference + half]
+def difference_interval(a: Sequence[float], b: Sequence[float]) -> list[float] | None:
+    """95 % of mean(a) - mean(b), on the scale that they have."""
+    interval = difference(b, a).interval(CONFIDENCE)
+    return None if interval is None else list(interval)

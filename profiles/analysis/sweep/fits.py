@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 AMDAHL_TERMS, USL_TERMS = 2, 3
 DRAWS = 1000
@@ -99,7 +99,7 @@ def _draw(by_world: Mapping[int, Sequence[float]], terms: int, seed: int) -> np.
     degrees = sum(len(each) - 1 for each in logs)
     if not degrees:
         return np.empty((0, terms))
-    widening = float(stats.t.ppf(QUANTILES[1], degrees) / stats.norm.ppf(QUANTILES[1]))
+    widening = float(special.stdtrit(degrees, QUANTILES[1]) / special.ndtri(QUANTILES[1]))
     residuals = np.concatenate(
         [(each - each.mean()) * math.sqrt(len(each) / (len(each) - 1)) * widening for each in logs if len(each) > 1]
     )

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .cells import HOURS, CellResult
-from .estimates import CONFIDENCE, ratio, welch
+from .cells import HOURS, CellResult, held
+from .estimates import difference_interval
 
 UNTOLD = "compute, optimizer and communication"
 CAUSES = ("input", "compute", "optimizer", "transfer", "waiting", "queued", "exposed", UNTOLD, "unattributed")
@@ -46,7 +46,7 @@ def lost(before: CellResult, after: CellResult) -> dict[str, Any]:
     sizes = (before.cell.world_size, after.cell.world_size)
     reasons: dict[str, str] = {}
     # Device-hours per sample, upside down.
-    efficiency = ratio(before.values(HOURS), after.values(HOURS))
+    efficiency = held(before, after, HOURS)
     if efficiency["ci95"] is None:
         reasons["efficiency.ci95"] = "it takes two runs of both cells"
     found = {
@@ -116,5 +116,5 @@ def _parts(before: CellResult, after: CellResult, shares: Mapping[str, list[dict
             continue
         one, two = (each * float(np.mean(of)) for each, of in zip(cost, given, strict=True))
         by_run = [[v * s / cost[1] for v, s in zip(vs, ss, strict=True)] for vs, ss in zip(values, given, strict=True)]
-        rows.append({"cause": cause, "share": (two - one) / cost[1], "ci95": welch(by_run[1], by_run[0], CONFIDENCE)})
+        rows.append({"cause": cause, "share": (two - one) / cost[1], "ci95": difference_interval(by_run[1], by_run[0])})
     return sorted(rows, key=lambda row: -row["share"])

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .cells import HOURS, USD, CellResult
-from .estimates import ratio
+from .cells import HOURS, USD, CellResult, held
 
 RISK = 0.05
 WORDS = {USD: "USD per million samples", HOURS: "device-hours per million samples", "samples_per_second": "samples/s"}
@@ -35,9 +34,9 @@ def ranking(results: Sequence[CellResult], measure: str, *, highest: bool = Fals
     confidence = 1 - RISK / max(1, len(several))
     found |= {"best": best.cell.name, "confidence": confidence}
     for each in rest:
-        times = ratio(each.values(measure), best.values(measure), confidence)
+        times = held(each, best, measure, confidence)
         verdict = "one run"
-        if times["ci95"] is not None:
+        if times["ci95"] is not None and min(each.row["measured_runs"], best.row["measured_runs"]) > 1:
             verdict = "cannot tell" if times["ci95"][0] <= 1 <= times["ci95"][1] else "less" if highest else "more"
         found["against"].append(
             {"cell": each.cell.name, "ratio": times["mean"], "interval": times["ci95"], "verdict": verdict}

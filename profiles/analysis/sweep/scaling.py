@@ -16,8 +16,7 @@ import numpy as np
 
 from ...sweepfolder import SweepPlan
 from . import fits
-from .cells import HOURS, CellResult
-from .estimates import ratio
+from .cells import HOURS, CellResult, held
 from .lost import lost
 
 COST_RATIO = 2.0
@@ -78,7 +77,7 @@ def _unlike(group: Sequence[CellResult], plan: SweepPlan) -> str | None:
 
 def _point(each: CellResult, base: CellResult | None) -> dict[str, Any]:
     row, reasons = each.row, {}
-    world, rate = each.cell.world_size, each.values("samples_per_second")
+    world = each.cell.world_size
     found: dict[str, Any] = dict.fromkeys(("speed_up", "efficiency", "cost_ratio"))
     if base is None:
         reasons |= dict.fromkeys(found, "its cells are not of one law")
@@ -86,9 +85,9 @@ def _point(each: CellResult, base: CellResult | None) -> dict[str, Any]:
         found = {name: {"mean": 1.0, "ci95": None} for name in found}
         reasons |= {f"{name}.ci95": "the base of the series" for name in found}
     else:
-        found["speed_up"] = ratio(rate, base.values("samples_per_second"))
+        found["speed_up"] = held(each, base, "samples_per_second")
         found["efficiency"] = _scaled(found["speed_up"], base.cell.world_size / world)
-        found["cost_ratio"] = ratio(each.values(HOURS), base.values(HOURS))
+        found["cost_ratio"] = held(each, base, HOURS)
         if found["speed_up"]["ci95"] is None:
             reasons |= {f"{name}.ci95": "it takes two runs of this cell and of the base" for name in found}
     return {
