@@ -14,6 +14,10 @@ from scalelab.launch.commands.compare import main
 from scalelab.launch.errors import ConfigError, Exit
 from scalelab.launch.gates import parse_gates
 from scalelab.models.contract import source_sha256
+from scalelab.profiles.analysis.between import difference
+from scalelab.profiles.analysis.causes import causes
+from scalelab.profiles.analysis.compared import ComparedRun
+from scalelab.profiles.analysis.steps import ALL_PHASES
 from scalelab.profiles.runfolder import RunFolder, appending
 from scalelab.profiles.sweepfolder import Attempt, Cell, SweepPlan
 from scalelab.profiles.used import MemoryRecord
@@ -121,6 +125,27 @@ def test_every_null_has_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture
         assert value is None
         assert found["reasons"][path]
     assert "doctor --calibrate" in found["reasons"]["repeats.needed"]
+
+
+def test_phases_that_one_side_does_not_know_are_summed_up(tmp_path: Path) -> None:
+    """Exposed communication is part of other phases where it is not known: both sides are told so, and it closes."""
+    phases = {"data": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 1.0, "unattributed": 0.5}
+    runs = []
+    for known in (False, True):
+        parts = {**phases, "backward": 3.0, "comm_exposed": 1.5} if known else phases
+        summary = {
+            "phases": {**dict.fromkeys(ALL_PHASES), **{name: {"mean": value} for name, value in parts.items()}},
+            "step_seconds": {"mean": sum(parts.values())},
+            "reasons": {},
+        }
+        runs.append(ComparedRun(path=tmp_path, facts={}, summary=summary))
+    found = causes(runs[:1], runs[1:], "step", difference, lambda path, why: None)
+    assert found is not None
+    assert {row["cause"] for row in found["rows"]} == {
+        "data", "unattributed", "forward + backward + comm_exposed + optimizer"
+    }  # fmt: skip
+    assert found["rows"][0]["difference_seconds"] == pytest.approx(0.5)
+    assert sum(row["difference_seconds"] for row in found["rows"]) == pytest.approx(0.5)
 
 
 def test_one_run_a_side_is_held_against_the_stored_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
