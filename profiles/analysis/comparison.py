@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration import RunSpread
 from .alike import differences, unlike
 from .between import Difference, Spread, difference, logarithms, stored_spread
 from .causes import causes
@@ -48,10 +49,26 @@ MEASURES = (
 )
 
 
-def compare(a: Side, b: Side, *, stored: tuple[Spread, str] | None = None, margin: float = MARGIN) -> dict[str, Any]:
-    """The comparison as plain JSON. `stored`: the spread of like runs on the machine of both, and its source, for one
-    run a side. What differs between the sides is told, whatever it is: `alike.unlike` says what should not be compared.
-    Every null has an entry in `reasons` under its dotted path.
+@dataclass(frozen=True)
+class Stored:
+    """How much like runs differed on a machine: runs of `steps` measured steps, made for that. `source` in words."""
+
+    spread: Spread
+    steps: int
+    source: str
+
+    @classmethod
+    def of(cls, runs: RunSpread, source: str) -> Stored | None:
+        """None where there were fewer than two runs."""
+        spread = stored_spread(runs.samples_per_second)
+        said = f"{len(runs.samples_per_second)} runs of {runs.model} under {runs.strategy}, {source}"
+        return None if spread is None else cls(spread, runs.steps, said)
+
+
+def compare(a: Side, b: Side, *, stored: Stored | None = None, margin: float = MARGIN) -> dict[str, Any]:
+    """The comparison as plain JSON. `stored`, of the machine of both, is for one run a side. What differs between the
+    sides is told, whatever it is: `alike.unlike` says what should not be compared. Every null has an entry in
+    `reasons` under its dotted path.
     """
     reasons: dict[str, str] = {}
 
@@ -59,7 +76,14 @@ def compare(a: Side, b: Side, *, stored: tuple[Spread, str] | None = None, margi
         reasons[path] = why
 
     apart = unlike(a.runs[0], b.runs[0])
-    against = _Against(a, b, None if stored is None else stored[0], margin)
+    why_no_spread = NO_SPREAD
+    fewest = min(run.summary["steps"]["measured"] for side in (a, b) for run in side.runs)
+    if stored is not None and fewest < stored.steps:
+        why_no_spread = (
+            f"runs of {fewest} steps may differ by more than those of {stored.steps} steps whose spread is stored"
+        )
+        stored = None
+    against = _Against(a, b, None if stored is None else stored.spread, margin, why_no_spread)
     per = "sample" if "different-batch" in apart else "step"
     effects = {measure.name: _effect(measure, against, null) for measure in MEASURES}
     if effects["usd_per_million_samples"] is None:
@@ -82,7 +106,7 @@ def compare(a: Side, b: Side, *, stored: tuple[Spread, str] | None = None, margi
         "effects": effects,
         "loss": same_losses(a.runs[0], b.runs[0], null),
         "causes": causes(a.runs, b.runs, per, against.raw, null),
-        "repeats": _repeats(difference_, margin, stored, null),
+        "repeats": _repeats(difference_, against, stored, null),
         "notes": _notes(a, b, effects, per),
         "reasons": dict(sorted(reasons.items())),
     }
@@ -96,6 +120,7 @@ class _Against:
     b: Side
     stored: Spread | None
     margin: float
+    why_no_spread: str
 
     def values(self, path: str) -> tuple[list[float], list[float]] | None:
         """One number per run on each side; None where a run lacks it."""
@@ -133,7 +158,10 @@ def _effect(measure: Measure, against: _Against, null: Null) -> dict[str, Any] |
         return None
     effect = ratio_effect(held, against.margin) if measure.timed else _counted(found)
     if effect.ci95 is None:
-        null(f"{path}.ci95", NO_SPREAD if measure.timed else "counted, not timed: it has no spread of its own")
+        null(
+            f"{path}.ci95",
+            against.why_no_spread if measure.timed else "counted, not timed: it has no spread of its own",
+        )
     geometric = [math.exp(float(logarithms(side).mean())) for side in found]
     words = {**(measure.words or {}), "no change": "no change", "cannot tell": "cannot tell"}
     return {
@@ -195,25 +223,25 @@ def _inverse(effect: float) -> float:
     return 1 / (1 + effect) - 1
 
 
-def _repeats(held: Difference | None, margin: float, stored: tuple[Spread, str] | None, null: Null) -> dict[str, Any]:
+def _repeats(held: Difference | None, against: _Against, stored: Stored | None, null: Null) -> dict[str, Any]:
     """How many runs a side has, and how many it takes to find an effect of `margin`."""
     assert held is not None
     spread = held.spread
-    needed = None if spread is None else repeats_needed(spread, margin)
+    needed = None if spread is None else repeats_needed(spread, against.margin)
     if spread is None:
-        null("repeats.needed", NO_SPREAD)
-        null("repeats.sd_between_runs", NO_SPREAD)
+        null("repeats.needed", against.why_no_spread)
+        null("repeats.sd_between_runs", against.why_no_spread)
     elif needed is None:
         null("repeats.needed", "more than 200 runs a side: these runs differ too much among themselves")
     return {
         "a": held.runs[0],
         "b": held.runs[1],
         "needed": needed,
-        "for_effect": margin,
+        "for_effect": against.margin,
         "power": POWER,
         "sd_between_runs": None if spread is None else spread.sd,
         "degrees": None if spread is None else spread.degrees,
-        "source": stored[1] if stored and spread and spread.how == "stored" else None,
+        "source": stored.source if stored and spread and spread.how == "stored" else None,
     }
 
 
@@ -270,14 +298,7 @@ def apart_in_time(a: Sequence[ComparedRun], b: Sequence[ComparedRun]) -> bool:
     return max(began[0]) < min(began[1]) or max(began[1]) < min(began[0])
 
 
-def stored_for(a: Side, b: Side) -> tuple[Spread, str] | None:
+def stored_for(a: Side, b: Side) -> Stored | None:
     """The larger of the spreads that the runs' own calibrations hold of their machine."""
-    found = [run.spread for side in (a, b) for run in side.runs]
-    known = [(stored_spread(each[0].samples_per_second), said(*each)) for each in found if each]
-    spreads = [(spread, source) for spread, source in known if spread is not None]
-    return max(spreads, key=lambda each: each[0].sd) if spreads else None
-
-
-def said(spread: Any, source: str) -> str:
-    """Where a stored spread comes from, in words."""
-    return f"{len(spread.samples_per_second)} runs of {spread.model} under {spread.strategy}, {source}"
+    found = [Stored.of(*run.spread) for side in (a, b) for run in side.runs if run.spread]
+    return max((each for each in found if each), key=lambda each: each.spread.sd, default=None)
