@@ -5,48 +5,23 @@ B is held against A: an effect is B / A - 1. How intervals come about: between.p
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..calibration import RunSpread
 from .alike import differences, unlike
-from .between import Difference, Spread, difference, logarithms, stored_spread
+from .between import Difference, Spread, stored_spread
 from .causes import causes
 from .compared import ComparedRun, Side
+from .effects import MEASURES, Against, effect_of, exposed_share
 from .loss_parity import same_losses
 from .reasons import Null
-from .verdict import CONFIDENCE, MARGIN, POWER, Effect, ratio_effect, repeats_needed
+from .verdict import CONFIDENCE, MARGIN, MOST_REPEATS, POWER, repeats_needed
 
 SCHEMA = 1
-# A count of bytes does not vary as times do: peaks further apart than this are different.
-COUNTED_MARGIN = 0.01
 NO_SPREAD = "this machine's spread between runs is not known (scalelab doctor --calibrate measures it)"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number per run. `word` turns what the interval says into a verdict; None for a number without one."""
-
-    name: str
-    path: str
-    words: Mapping[str, str] | None
-    timed: bool = True
-
-
-_COST = {"higher": "dearer", "lower": "cheaper"}
-MEASURES = (
-    Measure("step_seconds", "step_seconds.mean", {"higher": "slower", "lower": "faster"}),
-    Measure("samples_per_second", "throughput.samples_per_second", {"higher": "faster", "lower": "slower"}),
-    Measure("device_hours_per_million_samples", "cost.device_hours_per_million_samples", _COST),
-    Measure("usd_per_million_samples", "cost.usd_per_million_samples", _COST),
-    Measure("peak_memory_bytes", "memory.peak_bytes", {"higher": "more", "lower": "less"}, timed=False),
-    Measure("mfu", "utilization.mfu", {"higher": "higher", "lower": "lower"}),
-)
 
 
 @dataclass(frozen=True)
@@ -83,14 +58,14 @@ def compare(a: Side, b: Side, *, stored: Stored | None = None, margin: float = M
             f"runs of {fewest} steps may differ by more than those of {stored.steps} steps whose spread is stored"
         )
         stored = None
-    against = _Against(a, b, None if stored is None else stored.spread, margin, why_no_spread)
+    against = Against(a, b, None if stored is None else stored.spread, margin, why_no_spread)
     per = "sample" if "different-batch" in apart else "step"
-    effects = {measure.name: _effect(measure, against, null) for measure in MEASURES}
+    effects = {measure.name: effect_of(measure, against, null) for measure in MEASURES}
     if effects["usd_per_million_samples"] is None:
         # Said once, by the hours: a side without a price costs no money that is known.
         reasons.pop("effects.usd_per_million_samples")
         effects.pop("usd_per_million_samples")
-    effects["comm_exposed_share"] = _share(against, null)
+    effects["comm_exposed_share"] = exposed_share(against, null)
     lead = "samples_per_second" if per == "sample" else "step_seconds"
     difference_ = against.of("throughput.samples_per_second" if per == "sample" else "step_seconds.mean")
     return {
@@ -112,101 +87,6 @@ def compare(a: Side, b: Side, *, stored: Stored | None = None, margin: float = M
     }
 
 
-@dataclass(frozen=True)
-class _Against:
-    """Both sides and how their values are held against each other."""
-
-    a: Side
-    b: Side
-    stored: Spread | None
-    margin: float
-    why_no_spread: str
-
-    def values(self, path: str) -> tuple[list[float], list[float]] | None:
-        """One number per run on each side; None where a run lacks it."""
-        found = [[run.at(path) for run in side.runs] for side in (self.a, self.b)]
-        return None if any(value is None for side in found for value in side) else (found[0], found[1])
-
-    def lacking(self, path: str) -> str:
-        """Why `values` is None."""
-        run = next(run for side in (self.a, self.b) for run in side.runs if run.at(path) is None)
-        return f"{run.name}: {run.why_not(path)}"
-
-    def of(self, path: str) -> Difference | None:
-        """The difference of logarithms."""
-        found = self.values(path)
-        if found is None or min(map(min, found)) <= 0:
-            return None
-        return self._held(*(list(logarithms(side)) for side in found), stored=self.stored)
-
-    def raw(self, a: Sequence[float], b: Sequence[float]) -> Difference:
-        """The difference of values as they are, for what may be 0; one run a side has no interval then."""
-        return self._held(a, b, stored=None)
-
-    def _held(self, a: Sequence[float], b: Sequence[float], *, stored: Spread | None) -> Difference:
-        rounds = [[run.round or ("", index) for index, run in enumerate(side.runs)] for side in (self.a, self.b)]
-        in_sweeps = all(run.round for side in (self.a, self.b) for run in side.runs)
-        rounds = rounds if in_sweeps else [[], []]
-        return difference(a, b, rounds_a=rounds[0], rounds_b=rounds[1], stored=stored)
-
-
-def _effect(measure: Measure, against: _Against, null: Null) -> dict[str, Any] | None:
-    path = f"effects.{measure.name}"
-    found, held = against.values(measure.path), against.of(measure.path)
-    if found is None or held is None:
-        null(path, against.lacking(measure.path) if found is None else "a run's value is 0")
-        return None
-    effect = ratio_effect(held, against.margin) if measure.timed else _counted(found)
-    if effect.ci95 is None:
-        null(
-            f"{path}.ci95",
-            against.why_no_spread if measure.timed else "counted, not timed: it has no spread of its own",
-        )
-    geometric = [math.exp(float(logarithms(side).mean())) for side in found]
-    words = {**(measure.words or {}), "no change": "no change", "cannot tell": "cannot tell"}
-    return {
-        "a": geometric[0],
-        "b": geometric[1],
-        "effect": effect.effect,
-        "ci95": None if effect.ci95 is None else list(effect.ci95),
-        "verdict": words[effect.word],
-        "method": (held.spread.how if held.spread else None) if measure.timed else "counted",
-    }
-
-
-def _counted(found: tuple[list[float], list[float]]) -> Effect:
-    """The effect between numbers that hardly vary: told by their ranges, apart by more than COUNTED_MARGIN or not."""
-    a, b = (logarithms(side) for side in found)
-    estimate = float(b.mean() - a.mean())
-    if max(a.max(), b.max()) - min(a.min(), b.min()) <= math.log1p(COUNTED_MARGIN):
-        word = "no change"
-    elif b.min() - a.max() > 0:
-        word = "higher"
-    elif a.min() - b.max() > 0:
-        word = "lower"
-    else:
-        word = "cannot tell"
-    return Effect(math.expm1(estimate), None, word)
-
-
-def _share(against: _Against, null: Null) -> dict[str, Any] | None:
-    """The share of the step in which communication was exposed: a difference in shares, without a verdict."""
-    found = against.values("phases.comm_exposed.share")
-    if found is None:
-        null("effects.comm_exposed_share", against.lacking("phases.comm_exposed.share"))
-        return None
-    held = against.raw(*found)
-    interval = held.interval(CONFIDENCE)
-    if interval is None:
-        null("effects.comm_exposed_share.ci95", "one run a side")
-    return {
-        "a": float(np.mean(found[0])),
-        "b": float(np.mean(found[1])),
-        "difference": held.estimate,
-        "ci95": None if interval is None else list(interval),
-    }
-
-
 def _verdict(effect: Mapping[str, Any] | None, of: str) -> dict[str, Any]:
     """The answer in one word, with the effect on time: the longer B takes, the larger."""
     assert effect is not None, "a run without a step or a rate is not compared"
@@ -223,7 +103,7 @@ def _inverse(effect: float) -> float:
     return 1 / (1 + effect) - 1
 
 
-def _repeats(held: Difference | None, against: _Against, stored: Stored | None, null: Null) -> dict[str, Any]:
+def _repeats(held: Difference | None, against: Against, stored: Stored | None, null: Null) -> dict[str, Any]:
     """How many runs a side has, and how many it takes to find an effect of `margin`."""
     assert held is not None
     spread = held.spread
@@ -232,7 +112,7 @@ def _repeats(held: Difference | None, against: _Against, stored: Stored | None, 
         null("repeats.needed", against.why_no_spread)
         null("repeats.sd_between_runs", against.why_no_spread)
     elif needed is None:
-        null("repeats.needed", "more than 200 runs a side: these runs differ too much among themselves")
+        null("repeats.needed", f"more than {MOST_REPEATS} runs a side: these runs differ too much among themselves")
     return {
         "a": held.runs[0],
         "b": held.runs[1],
