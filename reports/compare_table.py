@@ -49,8 +49,6 @@ def compare_table(found: Comparison) -> RenderableType:
 def labels(found: Comparison) -> tuple[str, str]:
     """What to call the two sides: what tells them apart, else A and B."""
     a, b = found["a"], found["b"]
-    if a["cell"] and b["cell"] and a["cell"] != b["cell"]:
-        return a["cell"], b["cell"]
     names = []
     for side in (a, b):
         parts = [side["strategy"]] if a["strategy"] != b["strategy"] else []
@@ -59,6 +57,8 @@ def labels(found: Comparison) -> tuple[str, str]:
         names.append(" ".join(map(str, parts)))
     if names[0] != names[1]:
         return names[0], names[1]
+    if a["cell"] and b["cell"] and a["cell"] != b["cell"]:
+        return a["cell"], b["cell"]
     return (a["name"], b["name"]) if a["name"] != b["name"] else ("A", "B")
 
 
@@ -124,7 +124,7 @@ def _sides(found: Comparison, names: tuple[str, str]) -> list[Text]:
 def _differences(found: Comparison, names: tuple[str, str]) -> list[RenderableType]:
     if not found["differences"] and not found["unlike"]:
         return []
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("differs", *names):
         table.add_column(Text(name))
     rows = {name: pair for fields in found["unlike"].values() for name, pair in fields.items()}
@@ -134,7 +134,7 @@ def _differences(found: Comparison, names: tuple[str, str]) -> list[RenderableTy
 
 
 def _effects(found: Comparison, names: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("", *names, "B / A - 1", "95 % interval", "verdict"):
         table.add_column(Text(name), justify="left" if name in ("", "verdict") else "right", no_wrap=name not in names)
     for name, (called, shown) in _SHOWN.items():
@@ -161,7 +161,7 @@ def _effects(found: Comparison, names: tuple[str, str]) -> Table:
 def _causes(found: Comparison, names: tuple[str, str]) -> list[RenderableType]:
     if (causes := found["causes"]) is None:
         return []
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("where the difference is", *(f"{name} ms" for name in names), "B - A ms", "95 % interval"):
         table.add_column(Text(name), justify="left" if name.startswith("where") else "right")
     for row in causes["rows"]:

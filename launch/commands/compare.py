@@ -11,9 +11,8 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ...profiles.analysis.alike import CHECKS, unlike
-from ...profiles.analysis.between import Spread, stored_spread
 from ...profiles.analysis.compared import ComparedRun, Side
-from ...profiles.analysis.comparison import compare, said, stored_for
+from ...profiles.analysis.comparison import Stored, compare, stored_for
 from ...profiles.analysis.verdict import MARGIN
 from ...profiles.calibration import Calibration
 from ...reports.compare_table import compare_table
@@ -110,15 +109,13 @@ def _refuse(a: Side, b: Side, allowed: set[str]) -> None:
         raise ConfigError(problems, hint=f"--allow {','.join(found)} compares them all the same")
 
 
-def _stored_here(a: Side, b: Side) -> tuple[Spread, str] | None:
+def _stored_here(a: Side, b: Side) -> Stored | None:
     """The spread of like runs in this machine's own calibration, where the runs were made on a machine like it."""
     facts = a.runs[0].facts
     found = calibrations.fitting(facts["config"]["device"], facts["device_name"], facts["world_size"])
     if found is None or found.run_spread is None or not all(_fits(found, run) for run in (*a.runs, *b.runs)):
         return None
-    spread = stored_spread(found.run_spread.samples_per_second)
-    source = f"calibration {found.name} of {found.made_utc}, of this machine"
-    return None if spread is None else (spread, said(found.run_spread, source))
+    return Stored.of(found.run_spread, f"calibration {found.name} of {found.made_utc}, of this machine")
 
 
 def _fits(calibration: Calibration, run: ComparedRun) -> bool:

@@ -11,10 +11,11 @@ from ..calibration import RunSpread
 from ..runfolder import RunFolder, SchemaError
 from ..sweepfolder import Attempt, SweepFolder
 from .load import load_run
+from .parity import PARITY
 from .summary import summarise
 
-# Exit code and first words of an attempt that trained something else than DDP did (profiles/sweepfolder.py).
-NUMERIC, PARITY = 8, "loss parity"
+# Exit code of an attempt that trained something else than DDP did; its cause then begins with PARITY.
+NUMERIC = 8
 # Options that say where a run goes and what it is called, not what it does.
 PLACES = ("out", "name", "data", "rendezvous", "rendezvous_timeout", "node_rank", "hang_seconds", "grace")
 
@@ -114,7 +115,7 @@ def compared_run(folder: RunFolder) -> ComparedRun:
         facts = folder.read("run.json")
         status = folder.read("status.json")
         if facts is not None and status is not None and (why := _unfinished(status)):
-            raise UnfitError(f"{name}: {why}")
+            raise UnfitError(f"{name}: {why}", trained_else=str(status.get("cause") or "").startswith(PARITY))
         imported = facts is not None and facts.get("source") == "imported"
         run = load_run(folder)
         # What an imported run tells is in its traces, which `scalelab import` and `report` have read.

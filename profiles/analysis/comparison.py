@@ -5,53 +5,45 @@ B is held against A: an effect is B / A - 1. How intervals come about: between.p
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from ..calibration import RunSpread
 from .alike import differences, unlike
-from .between import Difference, Spread, difference, logarithms, stored_spread
+from .between import Difference, Spread, stored_spread
 from .causes import causes
 from .compared import ComparedRun, Side
+from .effects import MEASURES, Against, effect_of, exposed_share
 from .loss_parity import same_losses
 from .reasons import Null
-from .verdict import CONFIDENCE, MARGIN, POWER, Effect, ratio_effect, repeats_needed
+from .verdict import CONFIDENCE, MARGIN, MOST_REPEATS, POWER, repeats_needed
 
 SCHEMA = 1
-# A count of bytes does not vary as times do: peaks further apart than this are different.
-COUNTED_MARGIN = 0.01
 NO_SPREAD = "this machine's spread between runs is not known (scalelab doctor --calibrate measures it)"
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A number per run. `word` turns what the interval says into a verdict; None for a number without one."""
+class Stored:
+    """How much like runs differed on a machine: runs of `steps` measured steps, made for that. `source` in words."""
 
-    name: str
-    path: str
-    words: Mapping[str, str] | None
-    timed: bool = True
+    spread: Spread
+    steps: int
+    source: str
 
-
-_COST = {"higher": "dearer", "lower": "cheaper"}
-MEASURES = (
-    Measure("step_seconds", "step_seconds.mean", {"higher": "slower", "lower": "faster"}),
-    Measure("samples_per_second", "throughput.samples_per_second", {"higher": "faster", "lower": "slower"}),
-    Measure("device_hours_per_million_samples", "cost.device_hours_per_million_samples", _COST),
-    Measure("usd_per_million_samples", "cost.usd_per_million_samples", _COST),
-    Measure("peak_memory_bytes", "memory.peak_bytes", {"higher": "more", "lower": "less"}, timed=False),
-    Measure("mfu", "utilization.mfu", {"higher": "higher", "lower": "lower"}),
-)
+    @classmethod
+    def of(cls, runs: RunSpread, source: str) -> Stored | None:
+        """None where there were fewer than two runs."""
+        spread = stored_spread(runs.samples_per_second)
+        said = f"{len(runs.samples_per_second)} runs of {runs.model} under {runs.strategy}, {source}"
+        return None if spread is None else cls(spread, runs.steps, said)
 
 
-def compare(a: Side, b: Side, *, stored: tuple[Spread, str] | None = None, margin: float = MARGIN) -> dict[str, Any]:
-    """The comparison as plain JSON. `stored`: the spread of like runs on the machine of both, and its source, for one
-    run a side. What differs between the sides is told, whatever it is: `alike.unlike` says what should not be compared.
-    Every null has an entry in `reasons` under its dotted path.
+def compare(a: Side, b: Side, *, stored: Stored | None = None, margin: float = MARGIN) -> dict[str, Any]:
+    """The comparison as plain JSON. `stored`, of the machine of both, is for one run a side. What differs between the
+    sides is told, whatever it is: `alike.unlike` says what should not be compared. Every null has an entry in
+    `reasons` under its dotted path.
     """
     reasons: dict[str, str] = {}
 
@@ -59,14 +51,21 @@ def compare(a: Side, b: Side, *, stored: tuple[Spread, str] | None = None, margi
         reasons[path] = why
 
     apart = unlike(a.runs[0], b.runs[0])
-    against = _Against(a, b, None if stored is None else stored[0], margin)
+    why_no_spread = NO_SPREAD
+    fewest = min(run.summary["steps"]["measured"] for side in (a, b) for run in side.runs)
+    if stored is not None and fewest < stored.steps:
+        why_no_spread = (
+            f"runs of {fewest} steps may differ by more than those of {stored.steps} steps whose spread is stored"
+        )
+        stored = None
+    against = Against(a, b, None if stored is None else stored.spread, margin, why_no_spread)
     per = "sample" if "different-batch" in apart else "step"
-    effects = {measure.name: _effect(measure, against, null) for measure in MEASURES}
+    effects = {measure.name: effect_of(measure, against, null) for measure in MEASURES}
     if effects["usd_per_million_samples"] is None:
         # Said once, by the hours: a side without a price costs no money that is known.
         reasons.pop("effects.usd_per_million_samples")
         effects.pop("usd_per_million_samples")
-    effects["comm_exposed_share"] = _share(against, null)
+    effects["comm_exposed_share"] = exposed_share(against, null)
     lead = "samples_per_second" if per == "sample" else "step_seconds"
     difference_ = against.of("throughput.samples_per_second" if per == "sample" else "step_seconds.mean")
     return {
@@ -82,100 +81,9 @@ def compare(a: Side, b: Side, *, stored: tuple[Spread, str] | None = None, margi
         "effects": effects,
         "loss": same_losses(a.runs[0], b.runs[0], null),
         "causes": causes(a.runs, b.runs, per, against.raw, null),
-        "repeats": _repeats(difference_, margin, stored, null),
+        "repeats": _repeats(difference_, against, stored, null),
         "notes": _notes(a, b, effects, per),
         "reasons": dict(sorted(reasons.items())),
-    }
-
-
-@dataclass(frozen=True)
-class _Against:
-    """Both sides and how their values are held against each other."""
-
-    a: Side
-    b: Side
-    stored: Spread | None
-    margin: float
-
-    def values(self, path: str) -> tuple[list[float], list[float]] | None:
-        """One number per run on each side; None where a run lacks it."""
-        found = [[run.at(path) for run in side.runs] for side in (self.a, self.b)]
-        return None if any(value is None for side in found for value in side) else (found[0], found[1])
-
-    def lacking(self, path: str) -> str:
-        """Why `values` is None."""
-        run = next(run for side in (self.a, self.b) for run in side.runs if run.at(path) is None)
-        return f"{run.name}: {run.why_not(path)}"
-
-    def of(self, path: str) -> Difference | None:
-        """The difference of logarithms."""
-        found = self.values(path)
-        if found is None or min(map(min, found)) <= 0:
-            return None
-        return self._held(*(list(logarithms(side)) for side in found), stored=self.stored)
-
-    def raw(self, a: Sequence[float], b: Sequence[float]) -> Difference:
-        """The difference of values as they are, for what may be 0; one run a side has no interval then."""
-        return self._held(a, b, stored=None)
-
-    def _held(self, a: Sequence[float], b: Sequence[float], *, stored: Spread | None) -> Difference:
-        rounds = [[run.round or ("", index) for index, run in enumerate(side.runs)] for side in (self.a, self.b)]
-        in_sweeps = all(run.round for side in (self.a, self.b) for run in side.runs)
-        rounds = rounds if in_sweeps else [[], []]
-        return difference(a, b, rounds_a=rounds[0], rounds_b=rounds[1], stored=stored)
-
-
-def _effect(measure: Measure, against: _Against, null: Null) -> dict[str, Any] | None:
-    path = f"effects.{measure.name}"
-    found, held = against.values(measure.path), against.of(measure.path)
-    if found is None or held is None:
-        null(path, against.lacking(measure.path) if found is None else "a run's value is 0")
-        return None
-    effect = ratio_effect(held, against.margin) if measure.timed else _counted(found)
-    if effect.ci95 is None:
-        null(f"{path}.ci95", NO_SPREAD if measure.timed else "counted, not timed: it has no spread of its own")
-    geometric = [math.exp(float(logarithms(side).mean())) for side in found]
-    words = {**(measure.words or {}), "no change": "no change", "cannot tell": "cannot tell"}
-    return {
-        "a": geometric[0],
-        "b": geometric[1],
-        "effect": effect.effect,
-        "ci95": None if effect.ci95 is None else list(effect.ci95),
-        "verdict": words[effect.word],
-        "method": (held.spread.how if held.spread else None) if measure.timed else "counted",
-    }
-
-
-def _counted(found: tuple[list[float], list[float]]) -> Effect:
-    """The effect between numbers that hardly vary: told by their ranges, apart by more than COUNTED_MARGIN or not."""
-    a, b = (logarithms(side) for side in found)
-    estimate = float(b.mean() - a.mean())
-    if max(a.max(), b.max()) - min(a.min(), b.min()) <= math.log1p(COUNTED_MARGIN):
-        word = "no change"
-    elif b.min() - a.max() > 0:
-        word = "higher"
-    elif a.min() - b.max() > 0:
-        word = "lower"
-    else:
-        word = "cannot tell"
-    return Effect(math.expm1(estimate), None, word)
-
-
-def _share(against: _Against, null: Null) -> dict[str, Any] | None:
-    """The share of the step in which communication was exposed: a difference in shares, without a verdict."""
-    found = against.values("phases.comm_exposed.share")
-    if found is None:
-        null("effects.comm_exposed_share", against.lacking("phases.comm_exposed.share"))
-        return None
-    held = against.raw(*found)
-    interval = held.interval(CONFIDENCE)
-    if interval is None:
-        null("effects.comm_exposed_share.ci95", "one run a side")
-    return {
-        "a": float(np.mean(found[0])),
-        "b": float(np.mean(found[1])),
-        "difference": held.estimate,
-        "ci95": None if interval is None else list(interval),
     }
 
 
@@ -195,25 +103,25 @@ def _inverse(effect: float) -> float:
     return 1 / (1 + effect) - 1
 
 
-def _repeats(held: Difference | None, margin: float, stored: tuple[Spread, str] | None, null: Null) -> dict[str, Any]:
+def _repeats(held: Difference | None, against: Against, stored: Stored | None, null: Null) -> dict[str, Any]:
     """How many runs a side has, and how many it takes to find an effect of `margin`."""
     assert held is not None
     spread = held.spread
-    needed = None if spread is None else repeats_needed(spread, margin)
+    needed = None if spread is None else repeats_needed(spread, against.margin)
     if spread is None:
-        null("repeats.needed", NO_SPREAD)
-        null("repeats.sd_between_runs", NO_SPREAD)
+        null("repeats.needed", against.why_no_spread)
+        null("repeats.sd_between_runs", against.why_no_spread)
     elif needed is None:
-        null("repeats.needed", "more than 200 runs a side: these runs differ too much among themselves")
+        null("repeats.needed", f"more than {MOST_REPEATS} runs a side: these runs differ too much among themselves")
     return {
         "a": held.runs[0],
         "b": held.runs[1],
         "needed": needed,
-        "for_effect": margin,
+        "for_effect": against.margin,
         "power": POWER,
         "sd_between_runs": None if spread is None else spread.sd,
         "degrees": None if spread is None else spread.degrees,
-        "source": stored[1] if stored and spread and spread.how == "stored" else None,
+        "source": stored.source if stored and spread and spread.how == "stored" else None,
     }
 
 
@@ -270,14 +178,7 @@ def apart_in_time(a: Sequence[ComparedRun], b: Sequence[ComparedRun]) -> bool:
     return max(began[0]) < min(began[1]) or max(began[1]) < min(began[0])
 
 
-def stored_for(a: Side, b: Side) -> tuple[Spread, str] | None:
+def stored_for(a: Side, b: Side) -> Stored | None:
     """The larger of the spreads that the runs' own calibrations hold of their machine."""
-    found = [run.spread for side in (a, b) for run in side.runs]
-    known = [(stored_spread(each[0].samples_per_second), said(*each)) for each in found if each]
-    spreads = [(spread, source) for spread, source in known if spread is not None]
-    return max(spreads, key=lambda each: each[0].sd) if spreads else None
-
-
-def said(spread: Any, source: str) -> str:
-    """Where a stored spread comes from, in words."""
-    return f"{len(spread.samples_per_second)} runs of {spread.model} under {spread.strategy}, {source}"
+    found = [Stored.of(*run.spread) for side in (a, b) for run in side.runs if run.spread]
+    return max((each for each in found if each), key=lambda each: each.spread.sd, default=None)

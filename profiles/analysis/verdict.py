@@ -19,8 +19,8 @@ STRICT = 0.99
 POWER = 0.8
 # With two runs a side Welch's t has hardly a degree of freedom.
 LEAST_REPEATS = 3
-# More runs than this on each side are not asked for: another way to make the machine quiet is.
-MOST_REPEATS = 200
+# More runs than this on each side are not asked for.
+MOST_REPEATS = 1000
 _QUANTILES = (np.arange(100) + 0.5) / 100
 
 Word = Literal["higher", "lower", "no change", "cannot tell"]

@@ -14,8 +14,12 @@ from scalelab.launch.commands.compare import main
 from scalelab.launch.errors import ConfigError, Exit
 from scalelab.launch.gates import parse_gates
 from scalelab.models.contract import source_sha256
+from scalelab.profiles.analysis.between import difference
+from scalelab.profiles.analysis.causes import causes
+from scalelab.profiles.analysis.compared import ComparedRun
+from scalelab.profiles.analysis.steps import ALL_PHASES
 from scalelab.profiles.runfolder import RunFolder, appending
-from scalelab.profiles.sweepfolder import Attempt, Cell, SweepPlan
+from scalelab.profiles.sweepfolder import Attempt, Cell, SweepFolder, SweepPlan
 from scalelab.profiles.used import MemoryRecord
 from scalelab.reports.compare_table import compare_table, verdict_line
 
@@ -46,7 +50,7 @@ def made(out: Path, seconds: float, *, spread: list[float] | None = None, facts:
 
 
 def calibration(rates: list[float]) -> dict[str, Any]:
-    spread = {"model": "nano", "strategy": "ddp", "steps": 30, "samples_per_second": rates, "relative_sd": 0.0158}
+    spread = {"model": "nano", "strategy": "ddp", "steps": 4, "samples_per_second": rates, "relative_sd": 0.0158}
     return {"name": "here", "made_utc": "2026-01-01T00:00:00Z", "run_spread": spread}
 
 
@@ -123,6 +127,27 @@ def test_every_null_has_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "doctor --calibrate" in found["reasons"]["repeats.needed"]
 
 
+def test_phases_that_one_side_does_not_know_are_summed_up(tmp_path: Path) -> None:
+    """Exposed communication is part of other phases where it is not known: both sides are told so, and it closes."""
+    phases = {"data": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 1.0, "unattributed": 0.5}
+    runs = []
+    for known in (False, True):
+        parts = {**phases, "backward": 3.0, "comm_exposed": 1.5} if known else phases
+        summary = {
+            "phases": {**dict.fromkeys(ALL_PHASES), **{name: {"mean": value} for name, value in parts.items()}},
+            "step_seconds": {"mean": sum(parts.values())},
+            "reasons": {},
+        }
+        runs.append(ComparedRun(path=tmp_path, facts={}, summary=summary))
+    found = causes(runs[:1], runs[1:], "step", difference, lambda path, why: None)
+    assert found is not None
+    assert {row["cause"] for row in found["rows"]} == {
+        "data", "unattributed", "forward + backward + comm_exposed + optimizer"
+    }  # fmt: skip
+    assert found["rows"][0]["difference_seconds"] == pytest.approx(0.5)
+    assert sum(row["difference_seconds"] for row in found["rows"]) == pytest.approx(0.5)
+
+
 def test_one_run_a_side_is_held_against_the_stored_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beyond what two like runs on this machine differ by there is a verdict, which says where that is from."""
     a = str(made(tmp_path, 1.0, spread=RATES))
@@ -132,6 +157,13 @@ def test_one_run_a_side_is_held_against_the_stored_spread(tmp_path: Path, capsys
     assert found["verdict"]["word"] == "slower"
     assert found["verdict"]["method"] == "stored"
     assert found["repeats"]["source"] == "5 runs of nano under ddp, calibration here of 2026-01-01T00:00:00Z"
+    for run in (a, far):
+        facts = RunFolder(Path(run)).read("run.json")
+        facts["calibration"]["run_spread"]["steps"] = 30
+        RunFolder(Path(run)).write("run.json", facts)
+    found = told(capsys, a, far)
+    assert found["verdict"]["word"] == "cannot tell"
+    assert "runs of 4 steps" in found["reasons"]["repeats.needed"]
 
 
 UNLIKE = {
@@ -406,8 +438,9 @@ def test_cells_that_cannot_be_compared(tmp_path: Path) -> None:
     assert "name a cell" in refused(f"{folder}:ddp", str(folder))
     assert parity in refused(f"{folder}:ddp", f"{folder}:zero3")
     # Also by its folder: it has no speed that means anything.
-    run = next(path for path in sorted(folder.iterdir()) if "zero3" in (path / "run.json").read_text())
-    assert parity in refused(f"{folder}:ddp", str(run))
+    attempt = SweepFolder(folder).attempts()[0]["zero3", 0]
+    assert attempt.run is not None
+    assert parity in refused(f"{folder}:ddp", str(folder / attempt.run))
 
 
 def test_ranks_that_differ_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

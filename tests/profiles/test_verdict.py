@@ -152,6 +152,9 @@ def test_no_change_is_a_statement_of_its_own() -> None:
     steady = np.array([0.0, 0.002, -0.002, 0.001])
     assert verdict(steady, steady[::-1]).word == "no change"
     assert verdict(steady * 30, steady[::-1] * 30).word == "cannot tell"
+    # An interval that passes the margin to one side alone is as little within it.
+    for shift in (0.03, -0.03):
+        assert verdict(steady * 12, steady[::-1] * 12 + shift).word == "cannot tell"
     assert ratio_effect(difference(steady, steady[::-1]), margin=0.001).word == "cannot tell"
 
 
