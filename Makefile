@@ -8,10 +8,10 @@ SHELL := /bin/sh
 
 override VENV := .venv
 override PY := $(VENV)/bin/python
-override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' | sort)
+override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' -o -name 'page.*' -o -name 'plotly-*' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format faults truth bench test-gpu tensorboard clean
+.PHONY: help install run report test check format faults truth bench test-gpu tensorboard clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
@@ -34,6 +34,9 @@ $(VENV)/sources: always
 
 run: install ## train one model: STRATEGY=ddp|zero1|zero2|zero3|fsdp2|single GPUS=2 MODEL=tiny PRECISION=bf16 …
 	@$(PY) -m scalelab.launch.make_front run
+
+report: install ## rebuild the report of a run from its folder alone: RUN=runs/latest
+	@$(PY) -m scalelab.launch.make_front report
 
 test: install ## the test suite
 	@$(PY) -m pytest

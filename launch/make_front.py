@@ -20,7 +20,11 @@ from .text import plain
 from .validation import unknown
 
 # Option names by target. Values become `--name=value`; MODEL_OPTION="a=1 b=2" becomes two.
-TARGETS = {"run": (*RunConfig.model_fields, "profile", "dry_run", "json"), "tensorboard": ("run", "port")}
+TARGETS = {
+    "run": (*RunConfig.model_fields, "profile", "dry_run", "json"),
+    "report": ("run", "json"),
+    "tensorboard": ("run", "port"),
+}
 FLAGS = ("dry_run", "json")
 # Short names of make's for options of long ones.
 SHORT = {"profile": "profile_steps"}
@@ -36,6 +40,9 @@ def main(argv: Sequence[str]) -> int:
     if problems:
         print("\n".join(f"error: {plain(problem)}" for problem in problems), file=sys.stderr)
         return Exit.USAGE
+    if target == "report":
+        flags = [*options("json", variables.get("JSON", ""))]
+        return run_command(["report", *flags, "--", variables.get("RUN", "runs/latest")])
     if target == "tensorboard":
         return _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))
     code = run_command([target, *(option for name, value in variables.items() for option in options(name, value))])

@@ -1,4 +1,4 @@
-"""`scalelab report RUN...`: rebuilds a run's summary, and what is said of it, from its folder alone. No torch."""
+"""`scalelab report RUN...`: rebuilds a run's summary and its report from its folder alone. No torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from pathlib import Path
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from ...profiles.analysis.summary import write_summary
 from ...profiles.runfolder import RunFolder
+from ...profiles.storage import OutputError
 from ...reports.console import Console, Steady
-from ...reports.table import run_table
-from ...reports.trace import trace_table
 from ..config import option
 from ..errors import ConfigError, Exit
 from ..options import read_options
 from ..text import plain
 
-SUMMARY = "Rebuild the summary of run folders from their records, and print it."
+SUMMARY = "Rebuild the summary and the report (report.html, report.md, report-tables/) of run folders, and print them."
 FLAGS = {"json": "print each summary as JSON, one a line"}
 
 
@@ -30,26 +28,42 @@ class ReportOptions(BaseModel):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rebuild each folder's summary.json and print its table; returns the exit code."""
+    """Rebuild each folder's summary and report and print its table; returns the exit code. A folder that is no run's
+    stops none of the others."""
     options, flags = read_options("report", SUMMARY, ReportOptions, FLAGS, argv, positional="run")
     if options is None:
         return Exit.OK
-    for name in options.run:
-        path = Path(name)
-        if not path.is_dir():
-            raise ConfigError(f"{name}: no such run folder", hint="give a folder that holds a run.json, or make a run")
-        folder = RunFolder(path.resolve())
+    problems, hints = [], []
+    for path in dict.fromkeys(Path(name).resolve() for name in options.run):
         try:
-            summary = write_summary(folder)
+            _report(path, as_json="json" in flags)
+        except OutputError:
+            raise
         except ValueError as error:
-            raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
-        if "json" in flags:
-            print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
-            continue
-        console = Console(sys.stdout)
-        if summary["source"] == "imported":
-            console.print(trace_table(summary))
-        else:
-            console.print(run_table(summary, (folder.read("run.json") or {}).get("law")))
-        print(plain(f"run folder: {folder.path}"), file=Steady(sys.stdout))
+            problems.append(str(error))
+            hints.append(getattr(error, "hint", "") or "give a folder that holds a run.json, or make a run")
+    if problems:
+        raise ConfigError(problems, hint=hints[0])
     return Exit.OK
+
+
+def _report(path: Path, *, as_json: bool) -> None:
+    # Here and not above: `--help` and errors of usage answer without them.
+    from ...reports.table import run_table
+    from ...reports.trace import trace_table
+    from ..reporting import summarise_and_report
+
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such run folder", hint="give a folder that holds a run.json, or make a run")
+    folder = RunFolder(path)
+    summary = summarise_and_report(folder)
+    if as_json:
+        print(orjson.dumps({**summary, "run_folder": str(path)}).decode())
+        return
+    console = Console(sys.stdout)
+    if summary["source"] == "imported":
+        console.print(trace_table(summary))
+    else:
+        console.print(run_table(summary, (folder.read("run.json") or {}).get("law")))
+    for name, place in (("run folder", path), ("report", path / "report.html")):
+        print(plain(f"{name}: {place}"), file=Steady(sys.stdout))

@@ -30,9 +30,9 @@ Rows = Sequence[dict[str, Any]]
 NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
 
 
-def write_summary(folder: RunFolder) -> dict[str, Any]:
-    """Summarise `folder` into its summary.json, and return the summary."""
-    run, files = load_run(folder), trace_files(folder.path)
+def write_summary(folder: RunFolder, *, run: Run | None = None) -> dict[str, Any]:
+    """Summarise `folder` into its summary.json, and return the summary. `run` is its run where it has been read."""
+    run, files = run or load_run(folder), trace_files(folder.path)
     summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
     folder.write("summary.json", summary)
     return summary
