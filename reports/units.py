@@ -22,9 +22,15 @@ def figures(value: float | None) -> str:
     """Three figures at least, thousands apart."""
     if value is None:
         return UNKNOWN
+    if value == 0:
+        return "0"
     size = abs(value)
     decimals = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:,.{decimals}f}" if size >= 0.01 or value == 0 else f"{value:.2g}"
+    return f"{value:,.{decimals}f}" if size >= 0.01 else f"{value:.2g}"
+
+
+def share_of(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def percent(share: float | None) -> str:

@@ -108,6 +108,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "run_id": folder.run_id,
         "name": name_of(plan.config),
         "command": ["scalelab", "run", *map(redacted_argument, argv)],
+        "given": sorted(Options("run", SUMMARY, RunConfig, FLAGS).read(argv)[0]),
         "config": plan.config.model_dump(),
         "setting": asdict(plan.setting),
         "precision": asdict(PRECISIONS[plan.config.precision]),

@@ -26,17 +26,19 @@ def stacked_bars(
     *,
     axis: str,
     unit: str = "ms",
+    names: Mapping[str, str] | None = None,
 ) -> Chart:
-    """A bar for each of `bars`, lying, made of `series` by role."""
+    """A bar for each of `bars`, lying, made of `series` by role; `names` are the roles' in the legend."""
+    names = names or {}
     data = [
         {
             "type": "bar",
             "orientation": "h",
-            "name": label(role),
+            "name": label(names.get(role, role)),
             "y": [label(bar) for bar in bars],
             "x": list(values),
             "meta": {"role": role},
-            "hovertemplate": f"%{{y}}: {label(role)} %{{x:.4~g}} {unit}<extra></extra>",
+            "hovertemplate": f"%{{y}}: {label(names.get(role, role))} %{{x:.4~g}} {unit}<extra></extra>",
         }
         for role, values in series.items()
     ]

@@ -95,13 +95,15 @@ Block = Paragraph | Verbatim | Figures | Table | Chart | More
 
 @dataclass(frozen=True)
 class Section:
-    """`name` is its place in addresses. A `box` stands out; `tone` colours it."""
+    """`name` is its place in addresses, `short` its title where there is little room. A `box` stands out; `tone` is its
+    colour."""
 
     name: str
     title: str
     blocks: Sequence[Block] = field(default_factory=list)
     box: bool = False
     tone: Literal["plain", "good", "warning", "bad"] = "plain"
+    short: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,12 @@ def _series(drawn: Mapping[str, Any]) -> Chart:
                 "line": {"width": 0},
             }
         ]
-        caption += f" Grey: warm-up, up to step {drawn['warmup_until']}, which enters no figure."
+        caption += f" Grey: warm-up, up to step {drawn['warmup_until']}, which enters no figure"
+        measured = [high for begin, high in zip(over, drawn["highest"], strict=True) if begin > drawn["warmup_until"]]
+        if measured and max(drawn["highest"]) > 1.5 * max(measured):
+            more["yaxis"] = {"title": {"text": "milliseconds"}, "range": [0, 1.1e3 * max(measured)]}
+            caption += f"; there it goes up to {units.milliseconds(max(drawn['highest']))}"
+        caption += "."
     return lines("steps", "Step time, step by step", caption, data, x="step", y="milliseconds", **more)
 
 

@@ -32,7 +32,7 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
             )
         )
     blocks += [Paragraph(note, "note") for note in facts["notes"]]
-    return Section("verdict", title, blocks, box=True, tone=tone)
+    return Section("verdict", title, blocks, box=True, tone=tone, short="Verdict")
 
 
 def _finished(summary: Mapping[str, Any]) -> str:
