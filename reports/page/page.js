@@ -7,11 +7,14 @@
     orange: ["#e69f00", "#e69f00"], sky: ["#56b4e9", "#6cc0ee"], green: ["#009e73", "#1fb98c"],
     yellow: ["#e3d51c", "#f0e442"], blue: ["#0072b2", "#3c93d1"], red: ["#d55e00", "#e8782a"],
     purple: ["#cc79a7", "#d58fb6"], grey: ["#9aa0a6", "#7d858d"],
+    ink: ["#3b3f45", "#c9ced4"],
   };
   const ROLES = {
     data: ["orange", "/"], h2d: ["yellow", "."], forward: ["blue", ""], backward: ["sky", "\\"],
     comm_exposed: ["red", "x"], optimizer: ["green", "-"], unattributed: ["grey", "|"],
-    gradient: ["sky", "\\"], recompute: ["purple", "+"], comm: ["red", "x"], events: ["yellow", "."],
+    "backward.gradient": ["sky", "\\"], "backward.recompute": ["purple", "+"], "comm.transfer": ["red", "x"],
+    "comm.waiting": ["purple", "x"], "comm.queued": ["yellow", "x"], compute: ["blue", ""], exposed: ["red", "x"],
+    gradient: ["sky", "\\"], recompute: ["purple", "+"], comm: ["red", "x"], events: ["ink", "."],
     transfer: ["red", "x"], waiting: ["purple", "+"], queued: ["yellow", "."], input: ["orange", "/"],
     parameters: ["blue", ""], gradients: ["sky", "\\"], activations: ["orange", "/"],
     communication: ["red", "x"], temporary: ["purple", "+"], batch: ["yellow", "."], unaccounted: ["grey", "|"],

@@ -25,6 +25,28 @@ CAUSES = {
 """What the tail of `--counterfactual` takes away."""
 
 
+LEAVES = {
+    "data": "waiting for input",
+    "h2d": "copying to the device",
+    "forward": "forward",
+    "backward.gradient": "backward: gradients",
+    "backward.recompute": "backward: recomputing",
+    "backward": "backward",
+    "comm": "exposed communication",
+    "comm.transfer": "comm.: on the wire",
+    "comm.waiting": "comm.: waiting for a late rank",
+    "comm.queued": "comm.: queued",
+    "optimizer": "optimizer",
+    "events": "events between steps",
+    "unattributed": "unattributed",
+}
+"""The leaves of the tree of causes, in the order of a step."""
+
+
+def leaf(name: str) -> str:
+    return LEAVES.get(name, name)
+
+
 def phase(name: str | None) -> str:
     return UNKNOWN if name is None else PHASES.get(name, name)
 

@@ -41,6 +41,24 @@ def run_report(summary: Mapping[str, Any], drawn: Mapping[str, Any]) -> Report:
     )
 
 
+def write_sweep_report(place: Path, summary: Mapping[str, Any]) -> None:
+    """Write the report of the sweep in the folder `place`, whose summary that is. Raises OutputError."""
+    write(place, sweep_report(summary))
+
+
+def sweep_report(summary: Mapping[str, Any]) -> Report:
+    """The report of a sweep, from its summary."""
+    summary = tidy(summary)
+    cells = summary["cells"]
+    return Report(
+        title=summary["sweep_id"],
+        subtitle=f"{len(cells)} cells, {summary['runs']['planned']} runs, {summary['scaling']} scaling",
+        sections=sections("sweep", summary),
+        footer=f"Made by scalelab from the folder of {summary['sweep_id']} alone. {TWIN} beside {PAGE} says the "
+        f"same in plain text, {TABLES}/ holds every table as CSV, sweep-summary.json every number.",
+    )
+
+
 def sections(kind: str, *subject: Mapping[str, Any]) -> list[Section]:
     """What each file of the folder `kind` has to say, in the order of their PLACE."""
     package = importlib.import_module(f".{kind}", __package__)

@@ -7,21 +7,10 @@ from typing import Any
 
 from ... import units
 from ..section import Block, Column, Figures, Number, Paragraph, Section, Table
-from ..words import why
+from ..words import leaf, why
 
 PLACE = 30
 PER_MILLION = "usd_per_million_samples"
-LEAVES = {
-    "data": "waiting for input",
-    "h2d": "copying to the device",
-    "backward.gradient": "backward: gradients",
-    "backward.recompute": "backward: recomputing activations",
-    "comm": "exposed communication",
-    "comm.transfer": "exposed communication: on the wire",
-    "comm.waiting": "exposed communication: waiting for a late rank",
-    "comm.queued": "exposed communication: queued",
-    "events": "evaluations, checkpoints and flushes between steps",
-}
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
@@ -78,12 +67,8 @@ def _why(summary: Mapping[str, Any], name: str) -> str:
 
 def _of_each(leaves: Sequence[Mapping[str, Any]], unit: str) -> str:
     sign = "$" if unit.startswith("$") else ""
-    parts = [f"{sign}{row['share'] * 100:.3g} {_leaf(row['cause'])}" for row in leaves if row["share"] >= 0.005]
+    parts = [f"{sign}{row['share'] * 100:.3g} {leaf(row['cause'])}" for row in leaves if row["share"] >= 0.005]
     return f"Of each {unit}: {', '.join(parts)}."
-
-
-def _leaf(name: str) -> str:
-    return LEAVES.get(name, name)
 
 
 def _table(leaves: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Table:
@@ -95,7 +80,7 @@ def _table(leaves: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Tab
     ]
     rows = [
         [
-            _leaf(row["cause"]),
+            leaf(row["cause"]),
             Number(units.milliseconds(row["seconds"]), row["seconds"]),
             Number(units.percent(row["share"]), row["share"], row["share"]),
             Number(units.usd(row[PER_MILLION]), row[PER_MILLION]),
