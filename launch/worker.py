@@ -36,7 +36,7 @@ from .afterwards import afterwards
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig, is_user_model
-from .environment import boot_id
+from .environment import boot_id, now
 from .errors import Exit, NumericError
 from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
@@ -176,7 +176,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             flops = efficiency.count(noted, job.source, setting, config.seed, control, leads=rank.rank == 0)
             if flops is not None:
                 write(flops)
-        write(end)
+        write(end.model_copy(update={"monotonic_seconds": now()["monotonic_seconds"]}))
     # Nobody leaves while a peer may still have something to receive from it.
     if together:
         distributed.barrier()

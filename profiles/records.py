@@ -178,7 +178,7 @@ class BadSampleRecord(Base):
 
 class EndRecord(Base):
     """The rank's last line. CUDA figures are the allocator's; null on CPU. `parameters_digest` differs where any bit of
-    the parameters does."""
+    the parameters does. Written at `monotonic_seconds` of the host's clock."""
 
     kind: Literal["end"] = "end"
     rss_peak_bytes: int
@@ -186,6 +186,7 @@ class EndRecord(Base):
     reserved_peak_bytes: int | None = None
     driver_used_bytes: int | None = None
     parameters_digest: str | None = None
+    monotonic_seconds: float | None = None
 
 
 Record = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 from pydantic import BaseModel, ConfigDict
 
+from ...profiles.analysis.prices import Given
 from ...profiles.analysis.summary import write_summary
 from ...profiles.runfolder import RunFolder
 from ...reports.console import Console, Steady
@@ -27,6 +28,17 @@ class ReportOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: list[str] = option("which", "run folders", ["runs/latest"])
+    usd_per_gpu_hour: float | None = option(
+        "prices",
+        "price of an hour of a GPU (on CPU: of a rank), in place of the run's own",
+        None,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+    )
+    usd_per_kwh: float | None = option(
+        "prices", "price of a kilowatt-hour, for the energy of the cards", None, gt=0, le=1e6, allow_inf_nan=False
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,13 +46,14 @@ def main(argv: Sequence[str]) -> int:
     options, flags = read_options("report", SUMMARY, ReportOptions, FLAGS, argv, positional="run")
     if options is None:
         return Exit.OK
+    given = Given(usd_per_gpu_hour=options.usd_per_gpu_hour, usd_per_kwh=options.usd_per_kwh)
     for name in options.run:
         path = Path(name)
         if not path.is_dir():
             raise ConfigError(f"{name}: no such run folder", hint="give a folder that holds a run.json, or make a run")
         folder = RunFolder(path.resolve())
         try:
-            summary = write_summary(folder)
+            summary = write_summary(folder, given)
         except ValueError as error:
             raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
         if "json" in flags:
