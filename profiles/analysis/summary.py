@@ -38,7 +38,7 @@ def write_summary(folder: RunFolder, given: Given | None = None) -> dict[str, An
     """Summarise `folder` into its summary.json, at the prices `given` if any, and return the summary."""
     run, files = load_run(folder), trace_files(folder.path)
     summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
-    summary = {**(reprice(summary, given) if given else summary), "analysis": analysis_digest()}
+    summary = reprice(summary, given) if given else summary
     folder.write("summary.json", summary)
     return summary
 
@@ -173,6 +173,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "trace": traces(rows, merged, null, _why_no_trace(run)),
         "calibration": _calibration(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
+        "analysis": analysis_digest(),
         "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)),
     }
     summary["cost"] = cost(run, {**summary, "reasons": reasons}, samples, prices, null)
