@@ -73,7 +73,8 @@ def given_price(usd: float, to: str, device: str) -> Price:
 
 def catalogued(device_name: str | None, tiers: tuple[str, ...]) -> Price:
     """The price of the card that CUDA calls `device_name`, by the rule above."""
-    rows = [row for row in catalogue() if device_name in row["device_names"].split("|") and row["tier"] in tiers]
+    named = [row for row in catalogue() if device_name and device_name in row["device_names"].split("|")]
+    rows = [row for row in named if row["tier"] in tiers]
     if not rows:
         return Price(
             None, f"the price catalogue has no {tiers[0]} price of {device_name or 'it'}; --usd-per-gpu-hour gives one"

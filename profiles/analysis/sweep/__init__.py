@@ -48,14 +48,11 @@ def write_sweep_summary(
 def summarise_sweep(folder: SweepFolder, given: Given, asked: dict[str, float | None]) -> dict[str, Any]:
     """The summary, nothing written but summaries of runs that are not up to date."""
     plan = folder.plan()
-    runs, notes, reasons = Runs(folder, given), [], {}
+    runs, notes, reasons = Runs(folder, plan, given), [], {}
     cells = list({cell.name: cell for cell in plan.cells}.values())
     if doubled := [name for name, count in Counter(cell.name for cell in plan.cells).items() if count > 1]:
         notes.append(f"sweep.json names {', '.join(doubled)} more than once: the last of each counts")
-    results = [
-        cell_result(cell, [] if cell.refused is not None else runs.of(cell, plan.repeats), plan.repeats)
-        for cell in cells
-    ]
+    results = [cell_result(cell, runs.of(cell)) for cell in cells]
     if runs.unreadable_attempts:
         notes.append(f"{runs.unreadable_attempts} lines of attempts.jsonl could not be read")
     devices = _devices(results)

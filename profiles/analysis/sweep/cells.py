@@ -14,6 +14,8 @@ from .runs import SweepRun, measured
 
 USD, HOURS = "usd_per_million_samples", "device_hours_per_million_samples"
 ONE_RUN = "one run has no spread between runs; more --repeats give one"
+# What a sweep writes of a run that was not held against DDP's, and of the one that others are held against.
+UNCHECKED, REFERENCE = "not checked: ", "the reference"
 # Figures of a row that need a measured run, and where a summary has them.
 POSITIVE = {
     "step_seconds": ("step_seconds", "mean"),
@@ -45,9 +47,9 @@ class CellResult:
         return [] if found is None else found["values"]
 
 
-def cell_result(cell: Cell, runs: list[SweepRun], repeats: int) -> CellResult:
-    """The row of `cell`, of which `repeats` runs were planned."""
-    state, why = _state(cell, runs, repeats)
+def cell_result(cell: Cell, runs: list[SweepRun]) -> CellResult:
+    """The row of `cell`."""
+    state, why = _state(cell, runs)
     summaries = list(measured(runs)) if state == "measured" else []
     names = {summary["device_name"] for summary in summaries}
     if len(names) > 1:
@@ -74,16 +76,15 @@ def cell_result(cell: Cell, runs: list[SweepRun], repeats: int) -> CellResult:
     return CellResult(cell, runs, row)
 
 
-def _state(cell: Cell, runs: Sequence[SweepRun], repeats: int) -> tuple[str, str | None]:
+def _state(cell: Cell, runs: Sequence[SweepRun]) -> tuple[str, str | None]:
     if cell.refused is not None:
         return "refused", cell.refused
     bad = [run for run in runs if run.state != "measured"]
-    for state in ("parity_failed",):
-        if found := next((run for run in runs if run.state == state), None):
-            return state, found.why
+    if apart := next((run for run in runs if run.state == "parity_failed"), None):
+        return apart.state, apart.why
     if len(bad) < len(runs):
         told = "; ".join(f"repeat {run.repeat}: {run.state.replace('_', ' ')}, {run.why}" for run in bad)
-        return "measured", f"{len(runs) - len(bad)} of {repeats} repeats were measured. {told}" if bad else None
+        return "measured", f"{len(runs) - len(bad)} of {len(runs)} repeats were measured. {told}" if bad else None
     for state in ("failed", "unreadable", "running"):
         if found := next((run for run in bad if run.state == state), None):
             return state, found.why
@@ -97,14 +98,15 @@ def _parity(cell: Cell, runs: Sequence[SweepRun], state: str) -> dict[str, Any]:
     if state == "parity_failed":
         return {"state": "failed", "why": next(run.why for run in runs if run.state == state)}
     if not cell.gated:
-        return {"state": "not gated", "why": "its batch is its own, so it cannot train what ddp does"}
-    if cell.strategy == "ddp":
-        return {"state": "reference", "why": None}
+        return {"state": "not checked", "why": "its batch is its own, so it cannot train what ddp does"}
     compared = (getattr(run.attempt, "parity", None) for run in runs if run.summary)
-    told = sorted({str(each) for each in compared if each})
+    told = list(dict.fromkeys(str(each) for each in compared if each))
     if not told:
         return {"state": "not checked", "why": "no comparison with ddp was recorded"}
-    return {"state": "compared", "why": "; ".join(told)}
+    if unchecked := [each for each in told if each.startswith(UNCHECKED)]:
+        return {"state": "not checked", "why": "; ".join(each.removeprefix(UNCHECKED) for each in unchecked)}
+    against = [each for each in told if each != REFERENCE]
+    return {"state": "held" if against else "reference", "why": "; ".join(against) or None}
 
 
 def _figures(summaries: Sequence[Mapping[str, Any]], why: str, reasons: dict[str, str]) -> dict[str, Any]:

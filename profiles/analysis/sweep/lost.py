@@ -12,7 +12,7 @@ that is shown, and d_c(N) = d(N) x the mean share of c. Events lie outside of st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ import numpy as np
 from .cells import HOURS, CellResult
 from .estimates import CONFIDENCE, ratio, welch
 
-CAUSES = ("input", "compute", "optimizer", "transfer", "waiting", "queued", "exposed", "unattributed")
+UNTOLD = "compute, optimizer and communication"
+CAUSES = ("input", "compute", "optimizer", "transfer", "waiting", "queued", "exposed", UNTOLD, "unattributed")
 # Compute grows where the batch of a rank shrinks, as kernels are then smaller and fixed costs weigh more.
 OF_LEAF = {
     "data": "input",
@@ -85,20 +86,24 @@ def _shares(summary: Mapping[str, Any]) -> dict[str, float]:
 def _alike(
     before: CellResult, after: CellResult, shares: Mapping[str, list[dict[str, float]]], reasons: dict[str, str]
 ) -> None:
-    """Where one side does not tell communication apart as the other does, join it on both."""
+    """Where one side does not tell causes apart as the other does, join them on both."""
     rows = [row for each in shares.values() for row in each]
-    if any("exposed" in row for row in rows):
-        for row in rows:
-            joined = sum(row.pop(name, 0.0) for name in (*SPLIT, "exposed"))
-            row["exposed"] = joined
+    untold = [
+        each.cell.name
+        for each in (before, after)
+        if each.cell.world_size > 1 and any(not row.keys() & {*SPLIT, "exposed"} for row in shares[each.cell.name])
+    ]
+    if untold:
+        _join(rows, (*SPLIT, "exposed", "compute", "optimizer"), UNTOLD)
+        reasons["parts.exposed"] = f"{untold[0]}: communication is not told apart from compute and optimizer"
+    elif any("exposed" in row for row in rows):
+        _join(rows, (*SPLIT, "exposed"), "exposed")
         reasons["parts.transfer"] = "why ranks were blocked is not known on both sides: exposed as a whole"
-    for each in (before, after):
-        if each.cell.world_size > 1 and not any(
-            name in row for row in shares[each.cell.name] for name in (*SPLIT, "exposed")
-        ):
-            reasons["parts.exposed"] = (
-                f"{each.cell.name}: communication is not told apart, and lies in compute and optimizer"
-            )
+
+
+def _join(rows: Sequence[dict[str, float]], names: Sequence[str], into: str) -> None:
+    for row in rows:
+        row[into] = sum(row.pop(name, 0.0) for name in names)
 
 
 def _parts(before: CellResult, after: CellResult, shares: Mapping[str, list[dict[str, float]]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...runfolder import RunFolder, SchemaError
-from ...sweepfolder import Attempt, Cell, SweepFolder
+from ...sweepfolder import Attempt, Cell, SweepFolder, SweepPlan
 from ..cost import reprice
 from ..prices import Given
 from ..summary import current_summary
@@ -46,18 +46,20 @@ class SweepRun:
 class Runs:
     """Finds the runs of `folder`. A folder counts once, however many attempts name it."""
 
-    def __init__(self, folder: SweepFolder, given: Given) -> None:
-        self._folder, self._given = folder, given
+    def __init__(self, folder: SweepFolder, plan: SweepPlan, given: Given) -> None:
+        self._folder, self._order, self._given = folder, plan.order, given
         self._attempts, self.unreadable_attempts = folder.attempts()
         self._counted: dict[str, str] = {}
         # But for `latest`, a link to one of them.
         paths = [path for path in sorted(folder.path.glob("*/run.json")) if not path.parent.is_symlink()]
         self._others = {path.parent.name: _told(path) for path in paths}
 
-    def of(self, cell: Cell, repeats: int) -> list[SweepRun]:
-        """One for each repeat that was planned, and for each more that was made."""
-        more = {repeat for name, repeat in self._attempts if name == cell.name}
-        return [self._run(cell, repeat) for repeat in sorted({*range(repeats), *more})]
+    def of(self, cell: Cell) -> list[SweepRun]:
+        """One for each repeat that was planned, and for each more that was made; none for a cell that was refused."""
+        if cell.refused is not None:
+            return []
+        repeats = {repeat for name, repeat in (*self._order, *self._attempts) if name == cell.name}
+        return [self._run(cell, repeat) for repeat in sorted(repeats)]
 
     def others(self) -> list[dict[str, Any]]:
         """Run folders that no cell counts."""
