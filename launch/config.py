@@ -136,6 +136,17 @@ class RunConfig(BaseModel):
         le=20,
     )
     record_grad_norm: bool = option("measuring", "record the global gradient norm of every step", False)
+    usd_per_gpu_hour: float | None = option(
+        "measuring",
+        "price of an hour of a GPU (on CPU: of a rank); by default the catalogue's, docs/cost.md",
+        None,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+    )
+    usd_per_kwh: float | None = option(
+        "measuring", "price of a kilowatt-hour, for the energy of the cards", None, gt=0, le=1e6, allow_inf_nan=False
+    )
     seed: int = option("measuring", "seeds weights and data order", 0, ge=0, lt=2**32)
     deterministic: bool = option("measuring", "deterministic kernels: the same losses bit for bit on CPU", False)
 

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"{socket.gethostname()}-{sys.platform}"
+
+
+def now() -> dict[str, Any]:
+    """This instant by the host's clocks: `run.json` has a run's begin so."""
+    return {"wall_seconds": time.time(), "monotonic_seconds": time.monotonic(), "boot_id": boot_id()}
 
 
 def file_system(path: Path) -> str | None:

@@ -84,6 +84,7 @@ def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device:
         "device_name": describe_device(device),
         "notes": ["measured within its own loop, by Probe.attach"],
         "data": None,
+        "began": environment.now(),
         "environment": environment.capture(),
         "calibration": calibrations.for_run(device.type, describe_device(device), rank.world_size),
         "model": {

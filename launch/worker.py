@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import distributed
 
@@ -36,7 +37,7 @@ from .afterwards import afterwards
 from .assemble import Job, Saver, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
 from .config import RunConfig, is_user_model
-from .environment import boot_id
+from .environment import boot_id, now
 from .errors import Exit, NumericError
 from .failure import AtHand, write_failure
 from .feed import MADE_UP_BATCHES, bad_samples, open_feed, to_device
@@ -125,9 +126,8 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 at_hand.batch = None  # so that it is freed where the next one is waited for
 
         batches = drawn()
-        noted = (
-            efficiency.tally(job.source, setting, config.warmup, config.steps or 0) if config.probe == "on" else None
-        )
+        known = config.probe == "on"
+        noted = efficiency.tally(job.source, setting, config.warmup, config.steps or 0) if known else None
 
         def moved(batch: Any) -> Any:
             if noted is not None:
@@ -176,7 +176,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             flops = efficiency.count(noted, job.source, setting, config.seed, control, leads=rank.rank == 0)
             if flops is not None:
                 write(flops)
-        write(end)
+        write(msgspec.structs.replace(end, monotonic_seconds=now()["monotonic_seconds"]))
     # Nobody leaves while a peer may still have something to receive from it.
     if together:
         distributed.barrier()

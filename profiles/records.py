@@ -171,13 +171,14 @@ class BadSampleRecord(Base, tag="bad_sample", frozen=True, kw_only=True):
 
 class EndRecord(Base, tag="end", frozen=True, kw_only=True):
     """The rank's last line. CUDA figures are the allocator's; null on CPU. `parameters_digest` differs where any bit of
-    the parameters does."""
+    the parameters does. Written at `monotonic_seconds` of the host's clock."""
 
     rss_peak_bytes: int
     allocated_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
     driver_used_bytes: int | None = None
     parameters_digest: str | None = None
+    monotonic_seconds: float | None = None
 
 
 Record = (

@@ -119,6 +119,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "device_name": plan.devices.name,
         "notes": list(plan.notes),
         "data": data,
+        "began": environment.now(),
         "environment": environment.capture(),
         "calibration": calibrations.for_run(str(plan.config.device), plan.devices.name, plan.world_size),
     }

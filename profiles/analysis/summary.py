@@ -6,19 +6,23 @@ and step; the identity is asserted where it is computed.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..records import SCHEMA
-from ..runfolder import RunFolder
+from ..runfolder import RunFolder, SchemaError
 from .communication import comm, communication
-from .cost import cost
+from .cost import cost, reprice, usd_to_target
 from .data import data
 from .efficiency import efficiency, model
 from .host_syncs import host_syncs
 from .imported import NOT_IN_A_TRACE, overlay
 from .load import Run, load_run
 from .memory import memory
+from .prices import Given, rates
 from .reasons import Null
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
@@ -30,12 +34,42 @@ Rows = Sequence[dict[str, Any]]
 NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
 
 
-def write_summary(folder: RunFolder, *, run: Run | None = None) -> dict[str, Any]:
-    """Summarise `folder` into its summary.json, and return the summary. `run` is its run where it has been read."""
+def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | None = None) -> dict[str, Any]:
+    """Summarise `folder` into its summary.json, at the prices `given` if any, and return the summary. `run` is its run
+    where it has been read."""
     run, files = run or load_run(folder), trace_files(folder.path)
     summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
+    summary = reprice(summary, given) if given else summary
     folder.write("summary.json", summary)
     return summary
+
+
+def current_summary(folder: RunFolder) -> dict[str, Any]:
+    """The summary in `folder` where this code made it of the records that are there now, else a new one, written.
+
+    Raises ValueError for what is no run folder, and SchemaError for one of a newer scalelab.
+    """
+    path = folder.path / "summary.json"
+    try:
+        summary, made_ns = folder.read("summary.json"), path.stat().st_mtime_ns
+    except (OSError, ValueError) as error:
+        if isinstance(error, SchemaError):
+            raise
+        return write_summary(folder)
+    sources = [folder.path / name for name in ("run.json", "status.json")]
+    sources += [file for name in ("ranks", "telemetry", "traces") for file in (folder.path / name).glob("*")]
+    changed = any(file.stat().st_mtime_ns > made_ns for file in sources if file.is_file())
+    stale = changed or not isinstance(summary, dict) or summary.get("analysis") != analysis_digest()
+    return write_summary(folder) if stale else summary
+
+
+@functools.cache
+def analysis_digest() -> str:
+    """Changes with any change of the code and the tables that make summaries."""
+    digest = hashlib.sha256()
+    for path in sorted(path for kind in ("*.py", "*.csv") for path in Path(__file__).parent.glob(kind)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def summarise(run: Run, rows: Rows = (), merged: Mapping[str, Any] = NOT_MERGED) -> dict[str, Any]:
@@ -93,7 +127,8 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
     samples = samples_per_step(run)
     known = communication(run)
     about = model(run, null)
-    summary = {
+    prices = rates(run.run_json)
+    summary: dict[str, Any] = {
         "schema": SCHEMA,
         "source": "measured",
         "run_id": run.run_id,
@@ -130,7 +165,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "memory": memory(run, null),
         "host_syncs": host_syncs(run, null),
         "utilization": {**efficiency(run, about, seconds, samples, null), **telemetry(run, null)},
-        "cost": cost(seconds, samples, config, facts, null),
+        "cost": None,
         "quality": quality(run, null),
         "loss": loss(run),
         "grad_norm": grad_norm(run, null),
@@ -139,8 +174,11 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "trace": traces(rows, merged, null, _why_no_trace(run)),
         "calibration": _calibration(run, null),
         "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
+        "analysis": analysis_digest(),
         "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)),
     }
+    summary["cost"] = cost(run, {**summary, "reasons": reasons}, samples, prices, null)
+    summary["quality"]["usd_to_target"] = usd_to_target(summary["quality"], facts["world_size"], prices.hour, null)
     if summary["loss"] is None:
         null("loss", "no step was recorded" + (" (--probe off)" if config["probe"] == "off" else ""))
     elif config["strategy"] == "own" and not any(rank.steps[0].losses for rank in run.ranks if rank.steps):

@@ -42,13 +42,13 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def quality(run: Run, null: Null) -> dict[str, Any]:
-    """The best of the held-out metric over evaluations, and when the target was first met on rank 0's timeline."""
+    """The best of the held-out metric over evaluations, and when the target was first met on rank 0's timeline:
+    from the first step's begin to the end of that evaluation. Its cost is added where prices are known."""
     evaluations = [event for event in run.ranks[0].events if event.event == "evaluation"] if run.ranks else []
     target = run.run_json["target"]
     metric = target["metric"] if target else "ap_mean"
     scores = [(event, event.values.get(metric)) for event in evaluations]
     known = [(event, score) for event, score in scores if score is not None]
-    null("quality.usd_to_target", "no price was given")
     found = {"metric": metric, "best": None, "seconds_to_target": None, "usd_to_target": None}
     if not known:
         null("quality.metric", "no evaluation gave a metric; --eval-every N evaluates on held-out scenes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -55,8 +56,9 @@ def peaks(device: torch.device, parameters_digest: str | None = None) -> EndReco
     """What this process has held at most."""
     # Linux counts ru_maxrss in KiB.
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    now = time.monotonic()
     if device.type != "cuda":
-        return EndRecord(rss_peak_bytes=rss, parameters_digest=parameters_digest)
+        return EndRecord(rss_peak_bytes=rss, parameters_digest=parameters_digest, monotonic_seconds=now)
     free, total = torch.cuda.mem_get_info(device)
     return EndRecord(
         rss_peak_bytes=rss,
@@ -64,4 +66,5 @@ def peaks(device: torch.device, parameters_digest: str | None = None) -> EndReco
         reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
         driver_used_bytes=total - free,
         parameters_digest=parameters_digest,
+        monotonic_seconds=now,
     )

@@ -1,0 +1,178 @@
+"""One row per cell of the matrix, those too that were refused, failed or are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...sweepfolder import Cell
+from .estimates import estimate, plain_estimate
+from .runs import SweepRun, measured
+
+USD, HOURS = "usd_per_million_samples", "device_hours_per_million_samples"
+ONE_RUN = "one run has no spread between runs; more --repeats give one"
+# What a sweep writes of a run that was not held against DDP's, and of the one that others are held against.
+UNCHECKED, REFERENCE = "not checked: ", "the reference"
+# Figures of a row that need a measured run, and where a summary has them.
+POSITIVE = {
+    "step_seconds": ("step_seconds", "mean"),
+    "samples_per_second": ("throughput", "samples_per_second"),
+    HOURS: ("cost", HOURS),
+    USD: ("cost", USD),
+    "energy_usd_per_million_samples": ("cost", "energy_usd_per_million_samples"),
+    "mfu": ("utilization", "mfu"),
+}
+OTHERS = ("by_cause", "comm_share", "peak_bytes", "oversubscribed", "device_name")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell, its runs, and its row in the summary."""
+
+    cell: Cell
+    runs: list[SweepRun]
+    row: dict[str, Any]
+
+    @property
+    def summaries(self) -> list[Mapping[str, Any]]:
+        """Of the runs that count; none unless the cell is `measured`."""
+        return list(measured(self.runs)) if self.row["state"] == "measured" else []
+
+    def values(self, name: str) -> list[float]:
+        """One number a run."""
+        found = self.row[name]
+        return [] if found is None else found["values"]
+
+
+def cell_result(cell: Cell, runs: list[SweepRun]) -> CellResult:
+    """The row of `cell`."""
+    state, why = _state(cell, runs)
+    summaries = list(measured(runs)) if state == "measured" else []
+    names = {summary["device_name"] for summary in summaries}
+    if len(names) > 1:
+        state, why, summaries = "mixed_hardware", f"its runs are of {', '.join(sorted(map(str, names)))}", []
+    reasons: dict[str, str] = {}
+    row = {
+        "name": cell.name,
+        "strategy": cell.strategy,
+        "precision": cell.precision,
+        "world_size": cell.world_size,
+        "micro_batch": cell.micro_batch,
+        "grad_accumulation": cell.grad_accumulation,
+        "global_batch": cell.global_batch,
+        "state": state,
+        "why": why,
+        "parity": _parity(cell, runs, state),
+        "runs": [run.row() for run in runs],
+        "measured_runs": len(summaries),
+        **_figures(summaries, why or "nothing was measured", reasons),
+        "on_front": False,
+        "recommended": False,
+        "reasons": reasons,
+    }
+    return CellResult(cell, runs, row)
+
+
+def _state(cell: Cell, runs: Sequence[SweepRun]) -> tuple[str, str | None]:
+    if cell.refused is not None:
+        return "refused", cell.refused
+    bad = [run for run in runs if run.state != "measured"]
+    if apart := next((run for run in runs if run.state == "parity_failed"), None):
+        return apart.state, apart.why
+    if len(bad) < len(runs):
+        told = "; ".join(f"repeat {run.repeat}: {run.state.replace('_', ' ')}, {run.why}" for run in bad)
+        return "measured", f"{len(runs) - len(bad)} of {len(runs)} repeats were measured. {told}" if bad else None
+    for state in ("failed", "unreadable", "running"):
+        if found := next((run for run in bad if run.state == state), None):
+            return state, found.why
+    return "missing", next((run.why for run in bad), "not run yet")
+
+
+def _parity(cell: Cell, runs: Sequence[SweepRun], state: str) -> dict[str, Any]:
+    """What is known of whether the cell trained what DDP did."""
+    if state in ("refused", "missing", "running"):
+        return {"state": "not checked", "why": "nothing was measured"}
+    if state == "parity_failed":
+        return {"state": "failed", "why": next(run.why for run in runs if run.state == state)}
+    if not cell.gated:
+        return {"state": "not checked", "why": "its batch is its own, so it cannot train what ddp does"}
+    compared = (getattr(run.attempt, "parity", None) for run in runs if run.summary)
+    told = list(dict.fromkeys(str(each) for each in compared if each))
+    if not told:
+        return {"state": "not checked", "why": "no comparison with ddp was recorded"}
+    if unchecked := [each for each in told if each.startswith(UNCHECKED)]:
+        return {"state": "not checked", "why": "; ".join(each.removeprefix(UNCHECKED) for each in unchecked)}
+    against = [each for each in told if each != REFERENCE]
+    return {"state": "held" if against else "reference", "why": "; ".join(against) or None}
+
+
+def _figures(summaries: Sequence[Mapping[str, Any]], why: str, reasons: dict[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys((*POSITIVE, *OTHERS))
+    if not summaries:
+        reasons |= dict.fromkeys(found, why)
+        return found
+    for name, (part, field) in POSITIVE.items():
+        found[name] = _estimate(
+            name, [summary[part][field] for summary in summaries], summaries, f"{part}.{field}", reasons
+        )
+    shares = [summary["phases"]["comm_exposed"] for summary in summaries]
+    if None in shares:
+        reasons["comm_share"] = _why(summaries, "phases.comm_exposed")
+    else:
+        found["comm_share"] = plain_estimate([share["share"] for share in shares])
+    found["by_cause"] = _by_cause(summaries, reasons)
+    peaks = [summary["memory"]["peak_bytes"] for summary in summaries]
+    known = [peak for peak in peaks if peak is not None]
+    found["peak_bytes"] = max(known, default=None)
+    if not known:
+        reasons["peak_bytes"] = _why(summaries, "memory.peak_bytes")
+    if len(summaries) == 1:
+        reasons |= {f"{name}.ci95": ONE_RUN for name in (*POSITIVE, "comm_share") if found[name] is not None}
+    return {
+        **found,
+        "oversubscribed": any(s["oversubscribed"] for s in summaries),
+        "device_name": summaries[0]["device_name"],
+    }
+
+
+def _estimate(
+    name: str, values: list[Any], summaries: Sequence[Mapping[str, Any]], path: str, reasons: dict[str, str]
+) -> Any:
+    if any(value is None or value <= 0 for value in values):
+        reasons[name] = _why(summaries, path)
+        return None
+    return estimate(values)
+
+
+def _why(summaries: Sequence[Mapping[str, Any]], path: str) -> str:
+    """Why a summary is silent there."""
+    parts = path.split(".")
+    above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next(
+        (s["reasons"][each] for s in summaries for each in above if each in s["reasons"]), f"{path} is not known"
+    )
+
+
+def _by_cause(summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str]) -> list[dict[str, Any]] | None:
+    """The leaves of the runs' trees, means over runs, in descending order."""
+    trees = [summary["cost"]["by_cause_leaves"] for summary in summaries]
+    if None in trees:
+        reasons["by_cause"] = _why(summaries, "cost.by_cause_leaves")
+        return None
+    by_run = [{row["cause"]: row for row in tree} for tree in trees]
+    if len({frozenset(rows) for rows in by_run}) > 1:
+        reasons["by_cause"] = "its runs tell causes apart differently"
+        return None
+    rows = []
+    for cause in by_run[0]:
+        parts = [rows[cause] for rows in by_run]
+        usd = [part[USD] for part in parts]
+        money = None if None in usd else float(np.mean(usd))
+        if money is None:
+            reasons[f"by_cause.{USD}"] = _why(summaries, "cost.usd_per_gpu_hour")
+        seconds, share = (float(np.mean([part[name] for part in parts])) for name in ("seconds", "share"))
+        rows.append({"cause": cause, "seconds": seconds, "share": share, USD: money})
+    return sorted(rows, key=lambda row: -row["share"])

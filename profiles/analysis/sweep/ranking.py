@@ -1,0 +1,102 @@
+"""Which cell is cheapest, which is fastest, and which to take; as far as the runs can tell.
+
+A cell is told apart from the best one where the interval of their ratio excludes 1. The best of k was picked for being
+best, so each of the k - 1 intervals has a confidence of 1 - 0.05 / (k - 1) (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .cells import HOURS, USD, CellResult
+from .estimates import ratio
+
+RISK = 0.05
+WORDS = {USD: "USD per million samples", HOURS: "device-hours per million samples", "samples_per_second": "samples/s"}
+
+
+def ranking(results: Sequence[CellResult], measure: str, *, highest: bool = False) -> dict[str, Any]:
+    """Cells from the best by `measure` on. Those of two runs or more are held against the best of them."""
+    ranked = sorted(results, key=lambda each: each.row[measure]["mean"], reverse=highest)
+    found: dict[str, Any] = {
+        "measure": measure,
+        "order": [each.cell.name for each in ranked],
+        "best": None,
+        "ties": [],
+        "against": [],
+        "confidence": None,
+    }
+    if not ranked:
+        return {**found, "verdict": "none", "why": "no cell has a figure that can be ranked"}
+    best = next((each for each in ranked if each.row["measured_runs"] > 1), ranked[0])
+    rest = [each for each in ranked if each is not best]
+    several = [each for each in rest if each.row["measured_runs"] > 1]
+    confidence = 1 - RISK / max(1, len(several))
+    found |= {"best": best.cell.name, "confidence": confidence}
+    for each in rest:
+        times = ratio(each.values(measure), best.values(measure), confidence)
+        verdict = "one run"
+        if times["ci95"] is not None:
+            verdict = "cannot tell" if times["ci95"][0] <= 1 <= times["ci95"][1] else "less" if highest else "more"
+        found["against"].append(
+            {"cell": each.cell.name, "ratio": times["mean"], "interval": times["ci95"], "verdict": verdict}
+        )
+    found["ties"] = [row["cell"] for row in found["against"] if row["verdict"] == "cannot tell"]
+    verdict, why = _verdict(best, several, found["ties"], measure, "fastest" if highest else "cheapest")
+    ahead = [each.cell.name for each in ranked[: ranked.index(best)]]
+    if ahead:
+        why += f"; {', '.join(ahead)}, of one run, is ahead of it without a verdict"
+    return {**found, "verdict": verdict, "why": why}
+
+
+def _verdict(best: CellResult, rest: Sequence[CellResult], ties: list[str], measure: str, what: str) -> tuple[str, str]:
+    """`rest` are the others of two runs or more."""
+    name, figure = best.cell.name, f"{best.row[measure]['mean']:.4g} {WORDS[measure]}"
+    if best.row["measured_runs"] < 2:
+        return "quick look", f"{name} leads with {figure}, of one run: a quick look, no verdict; --repeats 3 gives one"
+    if not rest:
+        return "alone", f"{name} is the only cell of several runs: {figure}"
+    if ties:
+        others = f"{', '.join(ties[:3])}{f' and {len(ties) - 3} more' if len(ties) > 3 else ''}"
+        return "tie", f"{name} leads with {figure}, but its runs do not tell it apart from {others}"
+    return "one", f"{name} is {what}: {figure}"
+
+
+def pareto(results: Sequence[CellResult], cost: str) -> dict[str, Any]:
+    """Cells that no other beats in both time and cost, by their means."""
+    points = [
+        {
+            "cell": each.cell.name,
+            "seconds_per_sample": 1 / each.row["samples_per_second"]["mean"],
+            "cost": each.row[cost]["mean"],
+        }
+        for each in results
+    ]
+    for point in points:
+        point["on_front"] = not any(_beats(other, point) for other in points)
+    points.sort(key=lambda point: point["seconds_per_sample"])
+    front = [point["cell"] for point in points if point["on_front"]]
+    return {"time": "seconds_per_sample", "cost": cost, "points": points, "front": front}
+
+
+def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether `a` is nowhere worse than `b`, and somewhere better."""
+    both = [(a[name], b[name]) for name in ("seconds_per_sample", "cost")]
+    return all(x <= y for x, y in both) and any(x < y for x, y in both)
+
+
+def recommended(results: Sequence[CellResult], cheapest: dict[str, Any]) -> dict[str, Any]:
+    """The cheapest cell per sample; among those that are not told apart from it, the fastest by its mean."""
+    verdict, best = cheapest["verdict"], cheapest["best"]
+    if verdict in ("none", "quick look"):
+        return {"cell": None, "verdict": verdict, "why": cheapest["why"]}
+    if verdict != "tie":
+        return {"cell": best, "verdict": verdict, "why": cheapest["why"]}
+    among = [each for each in results if each.cell.name in (best, *cheapest["ties"])]
+    taken = max(among, key=lambda each: each.row["samples_per_second"]["mean"]).cell.name
+    if taken == best:
+        why = f"{cheapest['why']}; it is the fastest of them too"
+    else:
+        why = f"{taken} is the fastest of {len(among)} cells whose costs are not told apart ({cheapest['why']})"
+    return {"cell": taken, "verdict": "tie", "why": why}
