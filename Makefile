@@ -8,10 +8,10 @@ SHELL := /bin/sh
 
 override VENV := .venv
 override PY := $(VENV)/bin/python
-override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' | sort)
+override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' -o -name 'page.*' -o -name 'plotly-*' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean verdict-score compare
+.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean verdict-score compare report
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-13s %s\n' "$$t" "$$d"; done
@@ -40,6 +40,9 @@ sweep: install ## every run of a matrix, resumably: STRATEGIES=ddp,zero2 GPUS=1,
 
 compare: install ## hold runs against others: A=runs/x B=runs/y FAIL_IF=slower:5% ALLOW=different-data
 	@$(PY) -m scalelab.launch.make_front compare
+
+report: install ## rebuild the report of a run from its folder alone: RUN=runs/latest
+	@$(PY) -m scalelab.launch.make_front report
 
 test: install ## the test suite
 	@$(PY) -m pytest

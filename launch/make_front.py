@@ -26,6 +26,7 @@ TARGETS = {
     "sweep": (*SweepOptions.model_fields, "profile", "dry_run", "json"),
     "tensorboard": ("run", "port"),
     "compare": ("a", "b", "fail_if", "allow", "margin", "json"),
+    "report": ("run", "json"),
 }
 FLAGS = ("dry_run", "json")
 # Short names of make's for options of long ones.
@@ -44,6 +45,9 @@ def main(argv: Sequence[str]) -> int:
     if problems:
         print("\n".join(f"error: {plain(problem)}" for problem in problems), file=sys.stderr)
         return Exit.USAGE
+    if target == "report":
+        flags = [*options("json", variables.get("JSON", ""))]
+        return run_command(["report", *flags, "--", variables.get("RUN", "runs/latest")])
     if target == "tensorboard":
         return _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))
     places = [variables.pop(name) for name in PLACES if name in variables]

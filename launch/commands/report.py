@@ -1,33 +1,36 @@
-"""`scalelab report RUN...`: rebuilds a run's summary, and what is said of it, from its folder alone. No torch."""
+"""`scalelab report PATH...`: rebuilds summary and report of runs and sweeps from their folders alone. No torch."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from ...profiles.analysis.prices import Given
-from ...profiles.analysis.summary import write_summary
-from ...profiles.runfolder import RunFolder
-from ...reports.console import Console, Steady
-from ...reports.table import run_table
-from ...reports.trace import trace_table
+from ...profiles.storage import OutputError
 from ..config import option
 from ..errors import ConfigError, Exit
 from ..options import read_options
 from ..text import plain
 
-SUMMARY = "Rebuild the summary of run folders from their records, and print it."
+if TYPE_CHECKING:
+    from ...profiles.analysis.prices import Given
+
+SUMMARY = (
+    "Rebuild the summary and the report (report.html, report.md, report-tables/) of run and sweep folders from what "
+    "they hold, and print them."
+)
 FLAGS = {"json": "print each summary as JSON, one a line"}
+HINT = "give a folder that holds a run.json or a sweep.json, or make a run"
 
 
 class ReportOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: list[str] = option("which", "run folders", ["runs/latest"])
+    run: list[str] = option("which", "run folders or sweep folders", ["runs/latest"])
     usd_per_gpu_hour: float | None = option(
         "prices",
         "price of an hour of a GPU (on CPU: of a rank), in place of the run's own",
@@ -39,30 +42,91 @@ class ReportOptions(BaseModel):
     usd_per_kwh: float | None = option(
         "prices", "price of a kilowatt-hour, for the energy of the cards", None, gt=0, le=1e6, allow_inf_nan=False
     )
+    cost_ratio: float | None = option(
+        "how far",
+        "of a sweep: up to how many ranks a sample costs at most so many times what it does on the fewest; 2 if "
+        "neither is given",
+        None,
+        ge=1,
+        le=1e6,
+        allow_inf_nan=False,
+    )
+    usd_per_million_samples: float | None = option(
+        "how far", "of a sweep: up to how many ranks it costs at most this", None, gt=0, le=1e9, allow_inf_nan=False
+    )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rebuild each folder's summary.json and print its table; returns the exit code."""
+    """Rebuild each folder's summary and report and print its table; returns the exit code. A folder that is neither a
+    run's nor a sweep's stops none of the others."""
     options, flags = read_options("report", SUMMARY, ReportOptions, FLAGS, argv, positional="run")
     if options is None:
         return Exit.OK
-    given = Given(usd_per_gpu_hour=options.usd_per_gpu_hour, usd_per_kwh=options.usd_per_kwh)
-    for name in options.run:
-        path = Path(name)
-        if not path.is_dir():
-            raise ConfigError(f"{name}: no such run folder", hint="give a folder that holds a run.json, or make a run")
-        folder = RunFolder(path.resolve())
+    problems, hints = [], []
+    for path in dict.fromkeys(Path(name).resolve() for name in options.run):
         try:
-            summary = write_summary(folder, given)
+            _report(path, options, as_json="json" in flags)
+        except OutputError:
+            raise
         except ValueError as error:
-            raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
-        if "json" in flags:
-            print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
-            continue
-        console = Console(sys.stdout)
-        if summary["source"] == "imported":
-            console.print(trace_table(summary))
-        else:
-            console.print(run_table(summary, (folder.read("run.json") or {}).get("law")))
-        print(plain(f"run folder: {folder.path}"), file=Steady(sys.stdout))
+            problems.append(str(error))
+            hints.append(getattr(error, "hint", "") or HINT)
+    if problems:
+        raise ConfigError(problems, hint=hints[0])
     return Exit.OK
+
+
+def _report(path: Path, options: ReportOptions, *, as_json: bool) -> None:
+    # Here and not above: `--help` and errors of usage answer without them.
+    from ...profiles.analysis.prices import Given
+    from ...profiles.sweepfolder import SweepFolder
+
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such folder", hint=HINT)
+    given = Given(usd_per_gpu_hour=options.usd_per_gpu_hour, usd_per_kwh=options.usd_per_kwh)
+    if SweepFolder.is_one(path):
+        _sweep(path, options, given, as_json=as_json)
+    else:
+        _run(path, given, as_json=as_json)
+
+
+def _run(path: Path, given: Given, *, as_json: bool) -> None:
+    from ...profiles.runfolder import RunFolder
+    from ...reports.table import run_table
+    from ...reports.trace import trace_table
+    from ..reporting import summarise_and_report
+
+    folder = RunFolder(path)
+    summary = summarise_and_report(folder, given)
+    if as_json:
+        print(orjson.dumps({**summary, "run_folder": str(path)}).decode())
+    elif summary["source"] == "imported":
+        _show(trace_table(summary), ("run folder", path), ("report", path / "report.html"))
+    else:
+        table = run_table(summary, (folder.read("run.json") or {}).get("law"))
+        _show(table, ("run folder", path), ("report", path / "report.html"))
+
+
+def _sweep(path: Path, options: ReportOptions, given: Given, *, as_json: bool) -> None:
+    from ...profiles.sweepfolder import SweepFolder
+    from ...reports.sweep_table import sweep_table
+    from ..reporting import summarise_and_report_sweep
+
+    summary = summarise_and_report_sweep(
+        SweepFolder(path),
+        given,
+        cost_ratio=options.cost_ratio,
+        usd_per_million_samples=options.usd_per_million_samples,
+    )
+    if as_json:
+        print(orjson.dumps({**summary, "sweep_folder": str(path)}).decode())
+    else:
+        _show(sweep_table(summary), ("sweep folder", path), ("report", path / "report.html"))
+
+
+def _show(table: Any, *places: tuple[str, Path]) -> None:
+    from ...reports.console import Console, Steady
+
+    Console(sys.stdout).print(table)
+    for name, place in places:
+        print(plain(f"{name}: {place}"), file=Steady(sys.stdout))

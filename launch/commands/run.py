@@ -48,12 +48,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     # Here and not above: `--help` and errors of usage answer without them.
-    from ...profiles.analysis.summary import write_summary
     from ...reports.console import Console
     from ...reports.live import LiveLine
     from ...reports.table import run_table
     from ..dataset import prepare
     from ..opening import opened
+    from ..reporting import report_after
     from ..supervision.oom_killer import shm_warning
     from ..supervision.supervisor import supervise
 
@@ -82,7 +82,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
             first_host=config.node_rank == 0,
         ) as display:
             status = supervise(folder, plan, display, hosts=place.hosts, owned=place.owned)
-        summary = write_summary(folder) if config.node_rank == 0 else status
+        summary, reported = report_after(folder, _say) if config.node_rank == 0 else (status, True)
     if as_json:
         _tell(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
     elif config.node_rank == 0 and summary["steps"]["measured"]:
@@ -93,7 +93,9 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
         return status["exit_code"]
     if not as_json:
         _tell(f"run folder: {folder.path}")
-    return Exit.OK
+        if config.node_rank == 0 and reported:
+            _tell(f"report: {folder.path / 'report.html'}")
+    return Exit.OK if reported else Exit.SOME_FAILED
 
 
 def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequence[str]) -> dict[str, Any]:
@@ -107,6 +109,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "run_id": folder.run_id,
         "name": name_of(plan.config),
         "command": ["scalelab", "run", *map(redacted_argument, argv)],
+        "given": sorted(Options("run", SUMMARY, RunConfig, FLAGS).read(argv)[0]),
         "config": plan.config.model_dump(),
         "setting": asdict(plan.setting),
         "precision": asdict(PRECISIONS[plan.config.precision]),

@@ -109,11 +109,11 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
 
 
 def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
-    from ...profiles.analysis.sweep import write_sweep_summary
     from ...reports.console import Console
     from ...reports.sweep_table import sweep_table
+    from ..reporting import summarise_and_report_sweep
 
-    summary = write_sweep_summary(folder)
+    summary = summarise_and_report_sweep(folder)
     if as_json:
         print(orjson.dumps({**summary, "sweep_folder": str(folder.path)}).decode(), file=Steady(sys.stdout), flush=True)
     else:
@@ -125,6 +125,7 @@ def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
         _say(f"error: {failed} of the runs failed; the same command makes them again")
     if not as_json:
         print(plain(f"sweep folder: {folder.path}"), file=Steady(sys.stdout), flush=True)
+        print(plain(f"report: {folder.path / 'report.html'}"), file=Steady(sys.stdout), flush=True)
 
 
 def _dry_run(plan: SweepPlan, *, as_json: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -88,6 +88,20 @@ class Run:
         """Measured steps that every rank finished."""
         finished = [set(rank.steps.place) for rank in self.ranks]
         return sorted(set.intersection(*finished)) if finished else []
+
+    @functools.cached_property
+    def trained_steps(self) -> list[int]:
+        """Steps that every rank finished, warm-up included."""
+        finished = [set(rank.steps.step.tolist()) for rank in self.ranks]
+        return sorted(set.intersection(*finished)) if finished else []
+
+    def trained(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """The ranks' `columns` at those steps, as (ranks, steps)."""
+        rows = []
+        for rank, column in zip(self.ranks, columns, strict=True):
+            place = {step: at for at, step in enumerate(rank.steps.step.tolist())}
+            rows.append(column[[place[step] for step in self.trained_steps]])
+        return np.asarray(rows, dtype=np.float64).reshape(len(rows), len(self.trained_steps))
 
     @functools.cached_property
     def places(self) -> list[np.ndarray]:

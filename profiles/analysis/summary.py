@@ -35,9 +35,10 @@ Rows = Sequence[dict[str, Any]]
 NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
 
 
-def write_summary(folder: RunFolder, given: Given | None = None) -> dict[str, Any]:
-    """Summarise `folder` into its summary.json, at the prices `given` if any, and return the summary."""
-    run, files = load_run(folder), trace_files(folder.path)
+def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | None = None) -> dict[str, Any]:
+    """Summarise `folder` into its summary.json, at the prices `given` if any, and return the summary. `run` is its run
+    where it has been read."""
+    run, files = run or load_run(folder), trace_files(folder.path)
     summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
     summary = reprice(summary, given) if given else summary
     folder.write("summary.json", summary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from .reasons import Null
 
 def loss(run: Run) -> list[float | None] | None:
     """Mean over ranks and micro-batches, a number for each step that every rank finished, from the first warm-up."""
-    sums, counts = (_by_step(run, [rank.steps.losses[part] for rank in run.ranks]).sum(axis=0) for part in (0, 1))
+    sums, counts = (run.trained([rank.steps.losses[part] for rank in run.ranks]).sum(axis=0) for part in (0, 1))
     return _numbers(np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
 
 
@@ -25,18 +24,10 @@ def grad_norm(run: Run, null: Null) -> list[float | None] | None:
         null("grad_norm", "not recorded; --record-grad-norm records it")
         return None
     squares, replicas = (
-        _by_step(run, [rank.steps.numbers[name] for rank in run.ranks]) for name in ("grad_square_sum", "grad_replicas")
+        run.trained([rank.steps.numbers[name] for rank in run.ranks]) for name in ("grad_square_sum", "grad_replicas")
     )
     norms = _numbers(np.sqrt((squares / np.where(replicas > 0, replicas, np.nan)).sum(axis=0)))
     return None if norms is None else norms[: run.run_json["config"].get("grad_norm_steps")]
-
-
-def _by_step(run: Run, columns: Sequence[np.ndarray]) -> np.ndarray:
-    """The columns at the steps that every rank finished, warm-up included, as (ranks, steps)."""
-    places = [{int(step): place for place, step in enumerate(rank.steps.step)} for rank in run.ranks]
-    common = sorted(set.intersection(*map(set, places))) if places else []
-    rows = [column[[place[step] for step in common]] for column, place in zip(columns, places, strict=True)]
-    return np.asarray(rows, dtype=np.float64).reshape(len(rows), len(common))
 
 
 def _numbers(values: np.ndarray) -> list[float | None] | None:

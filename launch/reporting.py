@@ -1,0 +1,51 @@
+"""The summary of a run and the report that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..profiles.analysis.load import load_run
+from ..profiles.analysis.prices import Given
+from ..profiles.analysis.summary import write_summary
+from ..profiles.analysis.sweep import write_sweep_summary
+from ..profiles.runfolder import RunFolder
+from ..profiles.storage import OutputError
+from ..profiles.sweepfolder import SweepFolder
+from ..reports.page.write import write_run_report, write_sweep_report
+
+
+def summarise_and_report(folder: RunFolder, given: Given | None = None) -> dict[str, Any]:
+    """Write the summary, at the prices `given` if any, and the report of `folder`; returns the summary. Raises
+    OutputError, and ValueError for what is no run folder."""
+    run = load_run(folder)
+    summary = write_summary(folder, given, run=run)
+    write_run_report(folder, run, summary)
+    return summary
+
+
+def summarise_and_report_sweep(
+    folder: SweepFolder,
+    given: Given | None = None,
+    *,
+    cost_ratio: float | None = None,
+    usd_per_million_samples: float | None = None,
+) -> dict[str, Any]:
+    """The same of a sweep; what may be asked beside prices is `write_sweep_summary`'s."""
+    summary = write_sweep_summary(folder, given, cost_ratio=cost_ratio, usd_per_million_samples=usd_per_million_samples)
+    write_sweep_report(folder.path, summary)
+    return summary
+
+
+def report_after(folder: RunFolder, say: Callable[[str], None]) -> tuple[dict[str, Any], bool]:
+    """The same at the end of a run, whose result no report that cannot be written takes away: `say` says so, and the
+    second value is whether it was written."""
+    run = load_run(folder)
+    summary = write_summary(folder, run=run)
+    try:
+        write_run_report(folder, run, summary)
+    except OutputError as error:
+        say(f"the report could not be written: {error}")
+        say(f"hint: {error.hint}; then: scalelab report {folder.path}")
+        return summary, False
+    return summary, True

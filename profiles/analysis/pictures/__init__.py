@@ -1,0 +1,33 @@
+"""Plain data for the pictures of a run's report, bounded in size however many ranks and steps there are. No torch.
+
+Where a picture shows less than was recorded, its data says so: how many steps became how many buckets, which ranks
+were put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...runfolder import RunFolder
+from ..load import Run
+from .facts import facts
+from .ranks import ranks
+from .steps import histogram, loss, step_series
+from .timeline import timeline
+from .verdict import verdict
+
+
+def pictures(run: Run, summary: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """What a report shows beside the summary. Each part is None where there is nothing to draw."""
+    known = facts(run, folder)
+    return {
+        "facts": known,
+        "verdict": verdict(summary, known),
+        "steps": step_series(run),
+        "histogram": histogram(run),
+        "ranks": ranks(summary),
+        "timeline": timeline(run),
+        "loss": loss(summary["loss"]),
+        "grad_norm": loss(summary["grad_norm"]),
+    }

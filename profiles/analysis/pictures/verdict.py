@@ -1,0 +1,36 @@
+"""What a report says first: how the run ended, what takes most of its step, what removing a cause would buy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FINISHED = "finished"
+
+
+def verdict(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`largest`: the phase with the largest share of the step. `headroom`: of the causes that were taken away in turn,
+    the one that saved most with its whole interval above 0; `tried` says which were. Both are None where nothing is
+    known."""
+    shares = {name: row for name, row in summary["phases"].items() if row is not None and row["share"] is not None}
+    largest = max(shares, key=lambda name: shares[name]["share"], default=None)
+    tried = summary["counterfactual"] or {}
+    told = {name: row for name, row in tried.items() if row["ci95"] is not None and row["ci95"][0] > 0}
+    best = max(told, key=lambda name: told[name]["headroom_seconds"], default=None)
+    step = summary["step_seconds"]["mean"]
+    return {
+        "finished": facts["state"] == FINISHED and summary["outcome"]["exit_code"] in (0, None),
+        "largest": None if largest is None else {"phase": largest, **shares[largest]},
+        "headroom": None
+        if best is None
+        else {"cause": best, **told[best], "share": None if not step else told[best]["headroom_seconds"] / step},
+        "tried": sorted(tried),
+        "straggler": summary["comm"]["straggler"],
+        "growth_bytes_per_step": _growth(summary["memory"]),
+    }
+
+
+def _growth(memory: Mapping[str, Any]) -> float | None:
+    """What a step leaves behind, where its interval is above 0."""
+    interval = memory["growth_ci95"]
+    return memory["growth_bytes_per_step"] if interval is not None and interval[0] > 0 else None

@@ -1,0 +1,90 @@
+"""How each number was obtained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ... import units
+from ..section import Column, Paragraph, Section, Table
+
+PLACE = 130
+
+
+def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
+    steps, cuda = summary["steps"], summary["device"] == "cuda"
+    clock = (
+        "events on the compute stream, read when they have completed"
+        if cuda
+        else "a monotonic clock in the calling thread"
+    )
+    memory = summary["memory"]["source"] or "not in this run"
+    rows = [
+        [
+            "samples/s, step",
+            f"{steps['measured']} measured steps after {steps['warmup']} of warm-up, timed by {clock}; mean over ranks",
+        ],
+        [
+            "intervals of step and throughput",
+            "95 %, moving-block bootstrap over the steps of this one run: how steady it was, not what the next will do",
+        ],
+        [
+            "phases",
+            "seconds between a phase's boundaries less what was blocked on communication; with unattributed, the step",
+        ],
+        ["exposed communication", "when a rank was blocked in a collective and computed nothing, from every record"],
+        ["waiting, transfer, queued", _split(summary)],
+        ["straggler", "the rank with the most own time (step less blocked), where that is more than the noise"],
+        ["counterfactuals", "blocks of steps with and without a cause, in turn, after the measured steps"],
+        ["cost of measuring", (summary["overhead"] or {}).get("method", "not measured in this run")],
+        ["memory", f"one step after the measured ones in which every storage is followed: {memory}"],
+        ["operations", "counted once per shape on a model without memory; a multiply-add is two, padding included"],
+        ["MFU", _peak(summary)],
+        ["device-hours", "ranks x mean step / samples of a step; an hour of a CPU rank is not an hour of a GPU"],
+        ["money", summary["cost"]["price_source"] or "no price was given"],
+        ["telemetry", _energy(summary)],
+        ["traces", f"torch's profiler over {steps['profiled']} steps after the measured ones; in no other figure"],
+        ["rates at rest", _calibration(summary)],
+    ]
+    columns = [Column("number", "number", numeric=False), Column("how", "how", numeric=False)]
+    blocks: list[Any] = [Table("how", "Of this run", columns, rows)]
+    if summary["unreadable_lines"]:
+        blocks.append(
+            Paragraph(
+                f"{summary['unreadable_lines']} lines of the records could not be read (a half last line, damage) "
+                "and enter nothing.",
+                "warning",
+            )
+        )
+    return Section("how", "How each number was obtained", blocks)
+
+
+def _split(summary: Mapping[str, Any]) -> str:
+    told = "a collective is late until the last rank has begun it, then on the wire; the rest is queued"
+    residual = summary["comm"]["clock_residual_seconds"]
+    if residual is None:
+        return told
+    return (
+        f"{told}; the ranks' clocks agree to {units.milliseconds(residual)}"
+        if residual
+        else f"{told}; all ranks read one clock"
+    )
+
+
+def _peak(summary: Mapping[str, Any]) -> str:
+    peak = summary["utilization"]["peak"]
+    return "no peak is known" if peak is None else f"operations over time, as a share of the peak: {peak['source']}"
+
+
+def _energy(summary: Mapping[str, Any]) -> str:
+    source = summary["utilization"]["energy_source"]
+    return (
+        "not in this run"
+        if source is None
+        else f"NVML over the measured steps; energy by {source['method'].replace('_', ' ')}"
+    )
+
+
+def _calibration(summary: Mapping[str, Any]) -> str:
+    found = summary["calibration"]
+    return "this machine was not calibrated" if found is None else f"calibration {found['name']} of {found['made_utc']}"

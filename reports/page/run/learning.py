@@ -1,0 +1,87 @@
+"""Loss, gradient norm and what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ... import units
+from ..charts import line, lines
+from ..section import Block, Chart, Column, Number, Paragraph, Section, Table
+from ..words import why
+
+PLACE = 90
+
+
+def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
+    blocks: list[Block] = []
+    if (drawn := pictures["loss"]) is not None:
+        known = [each for each in summary["loss"] if each is not None]
+        missing = len(summary["loss"]) - len(known)
+        if known:
+            blocks.append(
+                Paragraph(
+                    f"Loss {known[0]:.4g} at first, {known[-1]:.4g} at last, over {len(known)} steps, mean over ranks."
+                )
+            )
+        if missing:
+            blocks.append(Paragraph(f"In {missing} steps it was not finite.", "warning"))
+        blocks.append(_curve("loss", "Loss", "training loss", drawn))
+    else:
+        blocks.append(Paragraph(f"The loss is not known: {why(summary, 'loss')}.", "note"))
+    if (norm := pictures["grad_norm"]) is not None:
+        blocks.append(_curve("grad-norm", "Gradient norm", "global norm before clipping", norm))
+    else:
+        blocks.append(Paragraph(f"Gradient norm: {why(summary, 'grad_norm')}.", "note"))
+    blocks.append(_quality(summary))
+    if summary["steps"]["skipped"]:
+        blocks.append(
+            Paragraph(f"{summary['steps']['skipped']} updates were skipped: a gradient was not finite.", "warning")
+        )
+    data = summary.get("data")
+    if data and data["skipped_samples"]:
+        first = data["skipped"][0]["message"] if data["skipped"] else ""
+        blocks.append(
+            Paragraph(
+                f"{data['skipped_samples']} damaged samples were left out ({data['policy']}), the first: {first}",
+                "warning",
+            )
+        )
+    return Section("learning", "Loss and quality", blocks)
+
+
+def _curve(name: str, title: str, what: str, drawn: Mapping[str, Any]) -> Chart:
+    caption = f"The {what} over optimizer steps from the first warm-up step on."
+    if drawn["buckets"] < drawn["of"]:
+        caption += f" {drawn['of']:,} steps are shown as {drawn['buckets']} buckets, the mean of each."
+    data = [line(what, drawn["mean"], drawn["first_step"], "mean", line={"width": 1.8})]
+    return lines(name, title, caption, data, x="optimizer step", y=title.lower(), height=280)
+
+
+def _quality(summary: Mapping[str, Any]) -> Table:
+    found = summary["quality"]
+    columns = [
+        Column("held-out", "what", numeric=False),
+        Column("value", "value"),
+        Column("note", "note", numeric=False),
+    ]
+    metric = found["metric"] or "no metric"
+
+    def note(name: str) -> str:
+        return "" if found[name] is not None else why(summary, f"quality.{name}")
+
+    best = units.UNKNOWN if found["best"] is None else f"{found['best']:.4g}"
+    rows = [
+        [f"best {metric}", Number(best, found["best"]), note("best")],
+        [
+            "time to the target",
+            Number(units.days(found["seconds_to_target"]), found["seconds_to_target"]),
+            note("seconds_to_target"),
+        ],
+        [
+            "cost to the target",
+            Number(units.usd(found["usd_to_target"]), found["usd_to_target"]),
+            note("usd_to_target"),
+        ],
+    ]
+    return Table("quality", "Quality on held-out data", columns, rows)
