@@ -21,6 +21,7 @@ from .text import plain
 COMMANDS = {
     "run": "train one model under one strategy and write a run folder",
     "report": "rebuild the summary of run folders, and print it",
+    "diagnose": "say what holds a run back, why, and what to do first",
     "import": "make a run folder from profiler traces that others recorded",
     "doctor": "say what this machine can run, and with --calibrate measure its rates",
     "data": "make a set of driving scenes, or check one against its manifest",
