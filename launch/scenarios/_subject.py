@@ -1,0 +1,225 @@
+"""The model that faults are planted in: rows of tokens through blocks, whose work, weights and loader are options.
+
+A model of one's own by the contract of docs/bring-your-own-model.md; nothing of scalelab is imported. Faults cause
+what they are named for: they wait, compute, read or allocate where a job at fault would.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import distributed, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class _Late(torch.autograd.Function):
+    """Passes its input on; its backward comes later."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, seconds: float) -> torch.Tensor:
+        ctx.seconds = seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        time.sleep(ctx.seconds)
+        return grad_outputs[0], None
+
+
+class Subject(nn.Module):
+    def __init__(
+        self, width: int, inner: int, layers: int, slow: dict[str, float], slow_rank: int, table: int, item: bool
+    ) -> None:
+        super().__init__()
+        self.table = nn.Embedding(table, width) if table else None
+        self.item = item
+        self.blocks = nn.ModuleList(Block(width, inner) for _ in range(layers))
+        self.head = nn.Linear(width, 1)
+        self.slow, self.slow_rank = slow, slow_rank
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        slow = self.slow if _rank() == self.slow_rank else {}
+        if seconds := slow.get("forward"):
+            time.sleep(seconds)
+        x = batch["x"]
+        if self.table is not None:
+            x = x + self.table(batch["number"])
+        for block in self.blocks:
+            x = block(x)
+            if self.item:
+                float(x.mean().item())  # the host waits for the device here
+        if seconds := slow.get("backward"):
+            x = _Late.apply(x, seconds)
+        if "garbage" in batch:
+            _collect(int(batch["garbage"]))
+        return (self.head(x).squeeze(-1).float() - batch["x"].sum(-1).sin()).square().mean()
+
+
+def _collect(count: int) -> None:
+    """Make `count` objects in cycles and have the collector find them, as code does that calls gc.collect() itself."""
+    for _ in range(count):
+        ring: list[Any] = []
+        ring.append(ring)
+    gc.collect()
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def build_model(
+    width: int = 128,
+    inner: int = 256,
+    layers: int = 3,
+    slow_forward: float = 0.0,
+    slow_backward: float = 0.0,
+    slow_rank: int = 1,
+    table: int = 0,
+    item: bool = False,
+    ballast: str = "",
+) -> nn.Module:
+    """`table` is the rows of an embedding; `ballast` is `PATH:PATH:SHARE`, files with the bytes used and their limit,
+    and up to which share of it memory is taken."""
+    if ballast:
+        _fill(*ballast.split(":"))
+    slow = {"forward": slow_forward, "backward": slow_backward}
+    return Subject(
+        width, inner, layers, {name: seconds for name, seconds in slow.items() if seconds}, slow_rank, table, item
+    )
+
+
+_held: list[bytes] = []
+
+
+def _fill(used: str, limit: str, share: str) -> None:
+    """Take memory until so much of the limit is used; what the run itself still takes comes on top."""
+    piece = 4 << 20
+    most = int(Path(limit).read_text()) * float(share)
+    while int(Path(used).read_text()) + piece < most:
+        _held.append(os.urandom(4096) * (piece // 4096))
+
+
+def example_batch(size: int, width: int = 128, tokens: int = 256, table: int = 0) -> dict[str, torch.Tensor]:
+    return _batch(size, tokens, width, table, torch.default_generator)
+
+
+def _batch(size: int, tokens: int, width: int, table: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    batch = {"x": torch.randn(size, tokens, width, generator=generator)}
+    if table:
+        batch["number"] = torch.randint(table, (size, tokens), generator=generator)
+    return batch
+
+
+def build_loader(
+    rank: int,
+    world_size: int,
+    micro_batch: int,
+    seed: int,
+    width: int = 128,
+    tokens: int = 256,
+    table: int = 0,
+    slow_data: float = 0.0,
+    slow_data_rank: int = -1,
+    uneven: float = 0.0,
+    images: int = 0,
+    decode: str = "scaled",
+    disk_bytes_per_second: float = 0.0,
+    sample_bytes: int = 1 << 20,
+    garbage: int = 0,
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Batches made beforehand, handed out in turn, each after what the fault has to do: wait (`slow_data` on
+    `slow_data_rank`, -1 is every rank), decode so many `images` a sample, read samples from a file at a rate.
+
+    `uneven` gives rank 1 so many times more tokens, and each batch a length of its own.
+    """
+    generator = torch.Generator().manual_seed(seed * 1000 + rank)
+    lengths = [tokens] * 4
+    if uneven:
+        more = uneven if rank == 1 else 1.0
+        lengths = [round(tokens * more * (0.7 + 0.6 * float(torch.rand((), generator=generator)))) for _ in range(7)]
+    made = [_batch(micro_batch, length, width, table, generator) for length in lengths]
+    for batch in made:
+        if garbage:
+            batch["garbage"] = torch.tensor(garbage)
+    before: list[Callable[[], object]] = []
+    if slow_data and slow_data_rank in (-1, rank):
+        before.append(lambda: time.sleep(slow_data))
+    if images:
+        picture = _picture(seed)
+        before.append(lambda: [_decoded(picture, decode) for _ in range(images * micro_batch)])
+    if disk_bytes_per_second:
+        before.append(lambda: _read(micro_batch * sample_bytes, disk_bytes_per_second))
+    return _Batches(made, before)
+
+
+class _Batches:
+    def __init__(self, made: list[dict[str, torch.Tensor]], before: list[Callable[[], object]]) -> None:
+        self._made, self._before = made, before
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self._made:
+            for act in self._before:
+                act()
+            yield batch
+
+
+def _picture(seed: int) -> bytes:
+    """A JPEG of 1600x900 with something to decode in it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 90, 160, generator=generator)
+    pixels = F.interpolate(coarse, size=(900, 1600), mode="bilinear")[0].permute(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray((pixels * 255).byte().numpy()).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _decoded(picture: bytes, how: str) -> Image.Image:
+    """The picture at 160x90, decoded whole and then resized, or at the nearest size that JPEG gives cheaply."""
+    image = Image.open(io.BytesIO(picture))
+    if how == "scaled":
+        image.draft("RGB", (200, 112))
+    return image.convert("RGB").resize((160, 90), Image.Resampling.BILINEAR)
+
+
+def _read(count: int, bytes_per_second: float) -> None:
+    """Read `count` bytes of a file on a disk of that rate: each piece comes when it is due."""
+    begin, done = time.perf_counter(), 0
+    with _file().open("rb") as file:
+        while done < count:
+            file.seek(0)
+            done += max(1, len(file.read(min(_PIECE, count - done))))
+            time.sleep(max(0.0, begin + done / bytes_per_second - time.perf_counter()))
+
+
+_PIECE = 1 << 18
+
+
+def _file() -> Path:
+    """A file of one piece in this rank's temporary folder."""
+    path = Path(tempfile.gettempdir()) / f"subject-{os.getpid()}"
+    if not path.exists():
+        path.write_bytes(os.urandom(_PIECE))
+    return path
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    return list(model.get_submodule("blocks").children())

@@ -1,0 +1,206 @@
+"""What rules look at: a run's summary and records, and what a step would save without some of its seconds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..communication import Communication, communication
+from ..load import Run
+from ..statistics import block_bootstrap_mean
+from ..straggler import own_phases
+from .finding import BETWEEN, COMMUNICATION, Headroom
+from .host import CoreUse, core_use, major_faults_per_step, memory_stalls
+from .thresholds import LIMITS, Thresholds
+from .traced import trace_mean
+
+CRITICAL_PATH = "the slowest rank's own time in each measured step with and without it"
+COUNTERFACTUAL = "steps of this run with and without it, in turn"
+SUM = "what it took of the measured steps"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run under diagnosis. Matrices are (ranks, complete measured steps), in seconds."""
+
+    run: Run
+    summary: Mapping[str, Any]
+    limits: Thresholds = LIMITS
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.run.run_json["config"]
+
+    @property
+    def device(self) -> str:
+        return self.config["device"]
+
+    @property
+    def world_size(self) -> int:
+        return self.run.run_json["world_size"]
+
+    @functools.cached_property
+    def known(self) -> Communication:
+        """What is known of communication."""
+        return communication(self.run)
+
+    @functools.cached_property
+    def own(self) -> dict[str, np.ndarray]:
+        """Each rank's own time by phase, without what it was blocked on communication where that is known."""
+        return own_phases(self.run, self.known.exposed)
+
+    @functools.cached_property
+    def own_total(self) -> np.ndarray:
+        return np.sum(list(self.own.values()), axis=0)
+
+    @functools.cached_property
+    def between_seconds(self) -> np.ndarray:
+        """Seconds of events behind each measured step, (steps,): mean over ranks."""
+        steps = self.run.complete_steps
+        place = {step: index for index, step in enumerate(steps)}
+        found = np.zeros(len(steps))
+        for rank in self.run.ranks:
+            for event in rank.events:
+                if event.step in place and event.event != "profiler":
+                    found[place[event.step]] += event.seconds / len(self.run.ranks)
+        return found
+
+    @functools.cached_property
+    def step_seconds(self) -> float:
+        """A step with what lies between steps: the time by which shares are told."""
+        return float(self.run.step_seconds.mean() + self.between_seconds.mean())
+
+    def share(self, seconds: float) -> float:
+        return seconds / self.step_seconds
+
+    def saved(self, removed: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What each step saves without those seconds: ranks meet in every step, so that the slowest one's own time
+        counts; what they are blocked, and what lies between steps, counts by its mean."""
+        apart = (COMMUNICATION, BETWEEN)
+        inside = [np.asarray(seconds) for phase, seconds in removed.items() if phase not in apart]
+        total = np.zeros(self.own_total.shape[1])
+        if inside:
+            own = self.own_total
+            without = own - np.sum(inside, axis=0)
+            # Where blocked time is unknown, every rank's own time is the whole step, and the mean is all there is.
+            met = self.known.exposed is not None
+            total += own.max(axis=0) - without.max(axis=0) if met else (own - without).mean(axis=0)
+        for phase in apart:
+            if phase in removed:
+                total += np.asarray(removed[phase]).mean(axis=0)
+        return total
+
+    def headroom(self, removed: Mapping[str, np.ndarray]) -> Headroom:
+        """The mean of `saved`, with its interval over the steps of this run."""
+        series = self.saved(removed)
+        method = CRITICAL_PATH if set(removed) - {COMMUNICATION, BETWEEN} else SUM
+        return Headroom(seconds=float(series.mean()), ci95=block_bootstrap_mean(series.tolist()), method=method)
+
+    def counterfactual(self, cause: str) -> Headroom | None:
+        """What the tail of the run says that a step saves without `cause`."""
+        row = (self.summary.get("counterfactual") or {}).get(cause)
+        if row is None:
+            return None
+        low, high = row["ci95"]
+        return Headroom(seconds=row["headroom_seconds"], ci95=(low, high), method=COUNTERFACTUAL)
+
+    def spread(self, seconds: np.ndarray) -> dict[str, np.ndarray]:
+        """`seconds` of each rank and step, laid to its phases in proportion to their length: in which of them they fell
+        is not known."""
+        part = np.minimum(seconds / np.maximum(self.own_total, 1e-12), 1.0)
+        return {name: part * own for name, own in self.own.items()}
+
+    def _recorded(self, name: str) -> np.ndarray | None:
+        """Number `name` of each step; None where a step has none."""
+        found = self.run.column(name)
+        return None if np.isnan(found).any() else found
+
+    @functools.cached_property
+    def run_delay(self) -> np.ndarray | None:
+        """How long each rank's thread waited for a core."""
+        return self._recorded("run_delay_seconds")
+
+    @functools.cached_property
+    def garbage(self) -> np.ndarray | None:
+        """The pauses of Python's garbage collector."""
+        return self._recorded("gc_seconds")
+
+    @functools.cached_property
+    def recompute(self) -> np.ndarray | None:
+        """What went into computing activations again."""
+        return self._recorded("recompute_seconds")
+
+    @functools.cached_property
+    def held(self) -> dict[str, np.ndarray] | None:
+        """What each rank's batches held in each step, by name; None where a rank did not record it."""
+        steps, each = self.run.complete_steps, self.config["grad_accumulation"]
+        rows: dict[str, list[np.ndarray]] = {}
+        for rank in self.run.ranks:
+            if rank.batches is None or len(rank.batches.elements) < each * len(steps):
+                return None
+            for name, counts in {"elements": rank.batches.elements, **rank.batches.real}.items():
+                found = np.asarray(counts[: each * len(steps)], dtype=np.float64)
+                rows.setdefault(name, []).append(found.reshape(len(steps), each).sum(axis=1))
+        return {name: np.stack(each) for name, each in rows.items() if len(each) == len(self.run.ranks)}
+
+    @functools.cached_property
+    def operators(self) -> tuple[dict[str, int], float] | None:
+        """Operators of a step by phase, the most of any rank, and what one costs the host at least."""
+        found = [
+            (step.operators, step.operator_seconds)
+            for rank in self.run.ranks
+            if (step := rank.memory_step) and step.operators is not None and step.operator_seconds is not None
+        ]
+        if not found:
+            return None
+        return max((calls for calls, _ in found), key=lambda calls: sum(calls.values())), min(each for _, each in found)
+
+    @functools.cached_property
+    def threads_wanted(self) -> int:
+        """Threads of the run that compute, on all its hosts: each rank's own, and loader processes."""
+        each = self.run.run_json.get("threads_per_rank", 1) + (self.config.get("workers") or 0)
+        return self.world_size * each
+
+    @functools.cached_property
+    def core_use(self) -> list[CoreUse] | None:
+        """What each host's cores did over the measured steps; None where it was not read often enough."""
+        return core_use(self.run)
+
+    @functools.cached_property
+    def memory_stalls(self) -> Headroom | None:
+        """Seconds a step in which something waited for memory; None where that is not known."""
+        return memory_stalls(self.run, self.step_seconds)
+
+    @functools.cached_property
+    def major_faults_per_step(self) -> float | None:
+        return major_faults_per_step(self.run)
+
+    @functools.cached_property
+    def memory_used_share(self) -> float | None:
+        """The highest share of its memory limit that any host's reading shows."""
+        shares = [
+            reading.memory_used_bytes / reading.memory_limit_bytes
+            for host in self.run.hosts
+            for reading in host
+            if reading.memory_used_bytes is not None and reading.memory_limit_bytes
+        ]
+        return max(shares, default=None)
+
+    @functools.cached_property
+    def trace_mean(self) -> dict[str, Any] | None:
+        """Per traced step of a device, mean over ranks; None without devices in a trace."""
+        return trace_mean(self.summary)
+
+    def ranks_by(self, values: Sequence[float] | np.ndarray) -> list[tuple[int, float]]:
+        """Rank and value, the largest first."""
+        rows = [(rank.rank, float(value)) for rank, value in zip(self.run.ranks, values, strict=True)]
+        return sorted(rows, key=lambda row: -row[1])
+
+
+def milliseconds(seconds: float) -> str:
+    """For a sentence: three digits."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
