@@ -110,14 +110,14 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
 
 def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
     from ...reports.console import Console
-    from ...reports.sweep_table import sweep_table
+    from ...reports.sweep_results import sweep_results
     from ..reporting import summarise_and_report_sweep
 
     summary = summarise_and_report_sweep(folder)
     if as_json:
         print(orjson.dumps({**summary, "sweep_folder": str(folder.path)}).decode(), file=Steady(sys.stdout), flush=True)
     else:
-        Console(sys.stdout).print(sweep_table(summary))
+        Console(sys.stdout).print(sweep_results(summary))
     if outcome.left:
         _say(f"{outcome.left} runs are missing: the same command goes on with them")
     failed = sum(attempt.exit_code != Exit.OK for attempt in outcome.attempts.values())
@@ -130,7 +130,7 @@ def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
 
 def _dry_run(plan: SweepPlan, *, as_json: bool) -> int:
     from ...reports.console import Console
-    from ...reports.sweep_table import plan_table
+    from ...reports.sweep_plan import plan_table
 
     if as_json:
         print(plan.model_dump_json())
