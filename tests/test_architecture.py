@@ -76,6 +76,7 @@ def test_analysis_does_not_reach_capture() -> None:
         "scalelab",
         "scalelab.launch.cli",
         "scalelab.launch.commands.run",
+        "scalelab.launch.commands.compare",
         "scalelab.launch.plan",
         "scalelab.launch.supervision.supervisor",
         "scalelab.profiles.analysis.summary",

@@ -5,25 +5,23 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ...profiles.analysis.alike import CHECKS, unlike
-from ...profiles.analysis.compared import ComparedRun, Side
-from ...profiles.analysis.comparison import Stored, compare, stored_for
-from ...profiles.analysis.verdict import MARGIN
-from ...profiles.calibration import Calibration
-from ...reports.compare_table import compare_table
-from ...reports.console import Console, Steady
-from .. import calibrations
+from ...reports.console import Steady
 from ..config import option
 from ..errors import ConfigError, Exit
 from ..gates import judged, parse_gates
 from ..options import read_options
-from ..sides import HINT, find_side
 from ..text import all_plain, plain
+
+if TYPE_CHECKING:
+    from ...profiles.analysis.compared import ComparedRun, Side
+    from ...profiles.analysis.comparison import Stored
+    from ...profiles.calibration import Calibration
 
 SUMMARY = (
     "Hold the runs of B against those of A: effect, interval between runs, and a verdict. Each side is a run folder, "
@@ -63,10 +61,8 @@ class CompareOptions(BaseModel):
     allow: Annotated[str, BeforeValidator(_allowed)] | None = option(
         "what", f"compare although the sides differ in it, several by commas: {', '.join(CHECKS)}", None
     )
-    margin: Annotated[float, BeforeValidator(_share)] = option(
-        "what",
-        "the smallest effect that matters, such as 3%: `no change` lies within it",
-        MARGIN,
+    margin: Annotated[float, BeforeValidator(_share)] | None = option(
+        "what", "the smallest effect that matters, such as 3%: `no change` lies within it (5%)", None
     )
 
 
@@ -76,14 +72,19 @@ def main(argv: Sequence[str]) -> int:
     if options is None:
         return Exit.OK
     if len(options.sides) != 2:
-        raise ConfigError(
-            f"SIDES: given {len(options.sides)}, allowed two: A and B",
-            hint=f"{HINT}; keep a pattern from the shell by quotes",
-        )
+        hint = "several runs of a side by commas, or by a pattern in quotes, which the shell leaves alone"
+        raise ConfigError(f"SIDES: given {len(options.sides)}, allowed two: A and B", hint=hint)
+    # Here and not above: `--help` and errors of usage answer without them.
+    from ...profiles.analysis.comparison import compare, stored_for
+    from ...profiles.analysis.verdict import MARGIN
+    from ...reports.compare_table import compare_table
+    from ...reports.console import Console
+    from ..sides import find_side
+
     a, b = (find_side(letter, text) for letter, text in zip("AB", options.sides, strict=True))
     allowed = {part.strip() for part in (options.allow or "").split(",")}
     _refuse(a, b, allowed)
-    result = compare(a, b, stored=stored_for(a, b) or _stored_here(a, b), margin=options.margin)
+    result = compare(a, b, stored=stored_for(a, b) or _stored_here(a, b), margin=options.margin or MARGIN)
     outcomes = [judged(gate, result) for gate in parse_gates(options.fail_if)] if options.fail_if else []
     result = {**result, "gates": outcomes}
     if "json" in flags:
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 def _refuse(a: Side, b: Side, allowed: set[str]) -> None:
     """Raise ConfigError for the same run on both sides, and for sides that differ in what they must share."""
     if both := sorted({run.name for run in a.runs if run.path in {other.path for other in b.runs}}):
-        raise ConfigError(f"{', '.join(both)} is on both sides", hint=HINT)
+        raise ConfigError(f"{', '.join(both)} is on both sides", hint="a run belongs to one side")
     found = {word: fields for word, fields in unlike(a.runs[0], b.runs[0]).items() if word not in allowed}
     problems = [
         f"{word}: {name} is {left} in A ({a.runs[0].name}) and {right} in B ({b.runs[0].name})"
@@ -111,6 +112,9 @@ def _refuse(a: Side, b: Side, allowed: set[str]) -> None:
 
 def _stored_here(a: Side, b: Side) -> Stored | None:
     """The spread of like runs in this machine's own calibration, where the runs were made on a machine like it."""
+    from ...profiles.analysis.comparison import Stored
+    from .. import calibrations
+
     facts = a.runs[0].facts
     found = calibrations.fitting(facts["config"]["device"], facts["device_name"], facts["world_size"])
     if found is None or found.run_spread is None or not all(_fits(found, run) for run in (*a.runs, *b.runs)):

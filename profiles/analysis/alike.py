@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .compared import PLACES, ComparedRun
+if TYPE_CHECKING:
+    from .compared import ComparedRun
 
 Facts = Mapping[str, Any]
+# Options that say where a run goes and what it is called, not what it does.
+PLACES = ("out", "name", "data", "rendezvous", "rendezvous_timeout", "node_rank", "hang_seconds", "grace")
 DTYPES = ("param", "compute", "grad", "reduce", "master")
 
 

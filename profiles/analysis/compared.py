@@ -10,14 +10,13 @@ from typing import Any
 from ..calibration import RunSpread
 from ..runfolder import RunFolder, SchemaError
 from ..sweepfolder import Attempt, SweepFolder
+from .alike import PLACES
 from .load import load_run
 from .parity import PARITY
 from .summary import summarise
 
 # Exit code of an attempt that trained something else than DDP did; its cause then begins with PARITY.
 NUMERIC = 8
-# Options that say where a run goes and what it is called, not what it does.
-PLACES = ("out", "name", "data", "rendezvous", "rendezvous_timeout", "node_rank", "hang_seconds", "grace")
 
 
 class UnfitError(ValueError):

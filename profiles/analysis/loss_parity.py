@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .alike import unlike
 from .compared import ComparedRun
 from .parity import TOLERANCES, deviations
 from .reasons import Null
@@ -44,8 +45,6 @@ def same_losses(a: ComparedRun, b: ComparedRun, null: Null) -> dict[str, Any] | 
 
 
 def _not_meant(a: ComparedRun, b: ComparedRun) -> str | None:
-    from .alike import unlike
-
     configs = [run.facts["config"] for run in (a, b)]
     apart = [name for name in DECIDES if configs[0].get(name) != configs[1].get(name)]
     apart += [word for word in unlike(a, b) if word in ("different-data", "different-model")]
