@@ -111,13 +111,13 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
 def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
     from ...profiles.analysis.sweep import write_sweep_summary
     from ...reports.console import Console
-    from ...reports.sweep_table import sweep_table
+    from ...reports.sweep_results import sweep_results
 
     summary = write_sweep_summary(folder)
     if as_json:
         print(orjson.dumps({**summary, "sweep_folder": str(folder.path)}).decode(), file=Steady(sys.stdout), flush=True)
     else:
-        Console(sys.stdout).print(sweep_table(summary))
+        Console(sys.stdout).print(sweep_results(summary))
     if outcome.left:
         _say(f"{outcome.left} runs are missing: the same command goes on with them")
     failed = sum(attempt.exit_code != Exit.OK for attempt in outcome.attempts.values())
