@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scalelab.profiles.analysis.by_cause import leaves
+from scalelab.profiles.analysis.columns import Steps
 from scalelab.profiles.analysis.cost import device_hours, reprice
 from scalelab.profiles.analysis.load import RankRecords, Run
 from scalelab.profiles.analysis.prices import ON_DEMAND, SPOT, Given, catalogue, catalogued, rates
@@ -48,7 +49,7 @@ def run_of(
         "window": None,
         "end": None,
         "unreadable": 0,
-        "steps": tuple(steps),
+        "steps": Steps.of(steps),
         "events": tuple(events or ()),
         **more,
     }
