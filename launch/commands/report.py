@@ -109,7 +109,7 @@ def _run(path: Path, given: Given, *, as_json: bool) -> None:
 
 def _sweep(path: Path, options: ReportOptions, given: Given, *, as_json: bool) -> None:
     from ...profiles.sweepfolder import SweepFolder
-    from ...reports.sweep_table import sweep_table
+    from ...reports.sweep_results import sweep_results
     from ..reporting import summarise_and_report_sweep
 
     summary = summarise_and_report_sweep(
@@ -121,7 +121,7 @@ def _sweep(path: Path, options: ReportOptions, given: Given, *, as_json: bool) -
     if as_json:
         print(orjson.dumps({**summary, "sweep_folder": str(path)}).decode())
     else:
-        _show(sweep_table(summary), ("sweep folder", path), ("report", path / "report.html"))
+        _show(sweep_results(summary), ("sweep folder", path), ("report", path / "report.html"))
 
 
 def _show(table: Any, *places: tuple[str, Path]) -> None:
