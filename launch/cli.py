@@ -20,7 +20,8 @@ from .text import plain
 # Name, module in commands/, and what it does; modules are imported when their verb is used.
 COMMANDS = {
     "run": "train one model under one strategy and write a run folder",
-    "report": "rebuild the summary of run folders, and print it",
+    "report": "rebuild the summary and the report of run and sweep folders, and print them",
+    "push": "send a finished run to TensorBoard, wandb or mlflow",
     "import": "make a run folder from profiler traces that others recorded",
     "doctor": "say what this machine can run, and with --calibrate measure its rates",
     "data": "make a set of driving scenes, or check one against its manifest",
