@@ -21,9 +21,10 @@ from .text import plain
 COMMANDS = {
     "run": "train one model under one strategy and write a run folder",
     "sweep": "make every run of a matrix on equal terms, resumably",
-    "report": "rebuild the summary of run folders, and print it",
     "compare": "hold runs against others: effect, interval between runs, and a verdict",
     "diagnose": "say what holds a run back, why, and what to do first",
+    "report": "rebuild the summary and the report of run and sweep folders, and print them",
+    "push": "send a finished run to TensorBoard, wandb or mlflow",
     "import": "make a run folder from profiler traces that others recorded",
     "doctor": "say what this machine can run, and with --calibrate measure its rates",
     "data": "make a set of driving scenes, or check one against its manifest",

@@ -42,7 +42,7 @@ def _block(block: Block) -> list[str]:
         case Paragraph(text, tone):
             return [f"**{escape(text)}**" if tone == "warning" else escape(text)]
         case Verbatim(text):
-            return ["\n".join(f"    {line}" for line in text.splitlines())]
+            return [_fenced(text)]
         case Figures(rows):
             return ["\n".join(_figure(*row) for row in rows)]
         case Table():
@@ -51,6 +51,12 @@ def _block(block: Block) -> list[str]:
             return [f"*{escape(block.title)}: {escape(block.caption)} (drawn in report.html)*"]
         case More(title, blocks):
             return [f"### {escape(title)}", *(part for each in blocks for part in _block(each))]
+
+
+def _fenced(text: str) -> str:
+    """A block of code whose fence is longer than any in `text`."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _figure(label: str, value: str, note: str) -> str:

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-BENCHES = ("loop", "measuring", "analysis", "traces", "loader", "strategies", "quality")
+BENCHES = ("loop", "measuring", "analysis", "report", "traces", "loader", "strategies", "quality")
 
 
 def main() -> None:

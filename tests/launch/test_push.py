@@ -1,0 +1,79 @@
+"""A finished run in a tracker: what is there is what was recorded, and a tracker that fails costs the run nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scalelab.launch import trackers
+from scalelab.launch.cli import run_command
+from scalelab.launch.errors import Exit, PreflightError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.reported import HOSTILE, made_run
+
+
+def test_tensorboard_has_the_series_as_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss, step times, phases and results, read back with TensorBoard's own reader; a second push replaces it."""
+    folder = made_run(tmp_path, name=HOSTILE[0])
+    for _ in range(2):
+        assert run_command(["push", str(folder.path), "--to", "tensorboard", "--json"]) == Exit.OK
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["to"] == "tensorboard"
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    loss = events.Scalars("train/loss")
+    assert [(event.step, event.value) for event in loss] == [
+        (step, pytest.approx(2 / (1 + step))) for step in range(40)
+    ]
+    assert [event.step for event in events.Scalars("step/seconds")] == list(range(2, 40))
+    assert loss[1].wall_time - loss[0].wall_time == pytest.approx(0.1, abs=0.01)
+    assert events.Scalars("evaluation/ap")[0].value == 0.5
+    assert events.Scalars("result/throughput.samples_per_second")[0].value > 0
+    assert {"run/text_summary", "config/text_summary"} <= set(events.Tags()["tensors"])
+    assert len(list((folder.path / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.fault(66)
+def test_a_tracker_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the time limit, by its name, with nothing of the run changed and nothing left running."""
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    (fake / "wandb.py").write_text("import time\n\ndef init(**_):\n    time.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(fake))
+    monkeypatch.syspath_prepend(str(fake))
+    folder = made_run(tmp_path)
+    before = sorted(path.name for path in folder.path.iterdir())
+    with pytest.raises(PreflightError, match="wandb did not answer within 3 s"):
+        trackers.send("wandb", {"run_id": "x", "name": "x", "config": {}, "series": {}, "results": {}}, folder.path, 3)
+    assert sorted(path.name for path in folder.path.iterdir()) == before
+
+
+@pytest.mark.fault(62, 66)
+def test_a_refusal_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tracker says is passed on, without what the environment holds as a secret."""
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    (fake / "wandb.py").write_text(
+        "import os\n\ndef init(**_):\n    raise ValueError('bad key ' + os.environ['WANDB_API_KEY'])\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(fake))
+    monkeypatch.setenv("WANDB_API_KEY", "canary-27182818")
+    monkeypatch.syspath_prepend(str(fake))
+    with pytest.raises(PreflightError, match="bad key") as caught:
+        trackers.send("wandb", {"run_id": "x", "name": "x", "config": {}, "series": {}, "results": {}}, tmp_path, 60)
+    assert "canary" not in str(caught.value)
+
+
+def test_what_cannot_be_pushed_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tracker that nobody knows, one that is not installed, a run under way, no run."""
+    folder = made_run(tmp_path)
+    running = made_run(tmp_path, status={"state": "running", "exit_code": None})
+    for argv, code, told in (
+        ([str(folder.path), "--to", "nobody"], Exit.USAGE, "allowed mlflow, tensorboard, wandb"),
+        ([str(folder.path), "--to", "mlflow"], Exit.PREFLIGHT, "pip install"),
+        ([str(running.path)], Exit.USAGE, "still running"),
+        ([str(tmp_path)], Exit.USAGE, "run.json"),
+        ([str(folder.path), "--timeout", "0"], Exit.USAGE, "timeout"),
+    ):
+        assert run_command(["push", *argv]) == code
+        assert told in capsys.readouterr().err

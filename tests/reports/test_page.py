@@ -1,0 +1,200 @@
+"""The page, its Markdown twin and its tables say the same, and nothing that was not meant to be said."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import html
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scalelab.launch.cli import run_command
+from scalelab.launch.errors import Exit
+from scalelab.launch.reporting import report_after, summarise_and_report
+from scalelab.profiles.analysis.load import load_run
+from scalelab.profiles.analysis.pictures import pictures
+from scalelab.profiles.analysis.pictures.buckets import BUCKETS, edges
+from scalelab.profiles.analysis.pictures.ranks import ROWS
+from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.runfolder import RunFolder
+from scalelab.reports.page.markdown import escape, markdown
+from scalelab.reports.page.section import Column, Number, Report, Table, tables_of
+from scalelab.reports.page.tables import as_csv
+from scalelab.reports.page.write import run_report, sweep_report
+
+from tests.support.reported import HOSTILE, made_run
+from tests.support.sweep_example import example_summary
+
+
+def report_of(folder: RunFolder) -> Report:
+    run = load_run(folder)
+    summary = summarise(run)
+    return run_report(summary, pictures(run, summary, folder))
+
+
+def test_both_twins_have_every_heading_and_every_table(tmp_path: Path) -> None:
+    """Of a run and of a sweep: the same headings in the same order, the same tables, and a CSV file of each."""
+    folder = made_run(tmp_path)
+    report = report_of(folder)
+    summarise_and_report(folder)
+    page, twin = (folder.path / "report.html").read_text(), (folder.path / "report.md").read_text()
+    for section in report.sections:
+        assert f">{html.escape(section.title)}</h2>" in page
+        assert f"## {escape(section.title)}" in twin
+    for table in tables_of(report):
+        assert f'id="about-{table.name}"' in page
+        assert f"**{escape(table.caption)}**" in twin
+        rows = list(
+            csv.reader(io.StringIO((folder.path / "report-tables" / f"{table.name}.csv").read_text(), newline=""))
+        )
+        assert len(rows) == len(table.rows) + 1
+    assert len({table.name for table in tables_of(report)}) == len(tables_of(report))
+    sweep = sweep_report(example_summary())
+    assert len({table.name for table in tables_of(sweep)}) == len(tables_of(sweep))
+    assert markdown(sweep).count("\n## ") == len(sweep.sections)
+
+
+def test_every_reason_is_told(tmp_path: Path) -> None:
+    """Each entry of `reasons` is in the page by its path and its words."""
+    folder = made_run(tmp_path)
+    summary = summarise_and_report(folder)
+    page = html.unescape((folder.path / "report.html").read_text())
+    for path, why in summary["reasons"].items():
+        assert path in page
+        assert why in page
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ({"config": {"probe": "off"}, "steps": 0}, "finished"),
+        ({"ranks": 1}, "finished"),
+        ({"steps": 0}, "failed"),
+        ({"steps": 3}, "running"),
+        ({"config": {"device": "cuda"}}, "interrupted"),
+        ({"config": {"strategy": "own", "engine": "own"}, "given": None}, "finished"),
+    ],
+    ids=str,
+)
+def test_whatever_a_run_left_is_shown_and_marked(tmp_path: Path, facts: dict[str, Any], state: str) -> None:
+    """Runs without steps, alone, under way, cut short, of a loop of their own: each has its report, and one that did
+    not finish is called partial."""
+    folder = made_run(tmp_path, status={"state": state, "exit_code": None, "cause": None}, **facts)
+    report = report_of(folder)
+    assert ("partial" in report.sections[0].title) == (state != "finished")
+
+
+@pytest.mark.fault(60, 61)
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_names_stay_text_in_every_twin(tmp_path: Path, name: str) -> None:
+    """No markup, no control character, no formula, no break of a row, in the page's data either."""
+    folder = made_run(
+        tmp_path, name=name, host=name, device_name=name, notes=[name], model={"name": name, "parameters": 1}
+    )
+    summarise_and_report(folder)
+    page, twin = (folder.path / "report.html").read_text(), (folder.path / "report.md").read_text()
+    assert page.count("</script>") == 3
+    twin = re.sub(r"^(`{3,})\n.*?\n\1$", "", twin, flags=re.MULTILINE | re.DOTALL)
+    assert "<img" not in page + twin
+    for text in (page.replace("\u2028", ""), twin):
+        assert not re.search(
+            "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text.partition("window.Plotly")[0]
+        )
+    assert not re.search(r"(?<!\\)\]\(", twin)
+    for path in (folder.path / "report-tables").glob("*.csv"):
+        for row in csv.reader(io.StringIO(path.read_text(), newline="")):
+            assert not any(cell.startswith(("=", "+", "@")) for cell in row)
+
+
+def test_numbers_in_csv_are_in_si_and_formulas_are_text() -> None:
+    """What is shown as milliseconds is seconds there; what is unknown is empty; a minus of a number stays."""
+    columns = [Column("name", "name", numeric=False), Column("time", "seconds")]
+    rows = [["=1+1", Number("1.5 ms", 0.0015)], ["-x", Number("–", None)], ["a,b\n", Number("-2 s", -2)]]
+    assert as_csv(Table("t", "t", columns, rows)) == "name,seconds\r\n'=1+1,0.0015\r\n'-x,\r\n\"a,b\n\",-2\r\n"
+
+
+@pytest.mark.fault(62)
+def test_no_secret_of_the_environment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that nobody asked for is in none of the files."""
+    monkeypatch.setenv("CANARY_TOKEN", "canary-31415926")
+    folder = made_run(tmp_path)
+    summarise_and_report(folder)
+    assert not any(b"canary-31415926" in path.read_bytes() for path in folder.path.rglob("*") if path.is_file())
+
+
+def test_a_large_run_is_reduced_and_says_so(tmp_path: Path) -> None:
+    """More steps than buckets and more ranks than bars: bounded data, and captions that say what was put together."""
+    folder = made_run(tmp_path, ranks=ROWS + 8, steps=BUCKETS + 50, calls=1)
+    run = load_run(folder)
+    summary = summarise(run)
+    drawn = pictures(run, summary, folder)
+    assert len(drawn["steps"]["mean"]) == BUCKETS
+    assert len(drawn["ranks"]["rows"]) == ROWS - 12
+    assert len(drawn["timeline"]["ranks"]) == 8
+    twin = markdown(run_report(summary, drawn))
+    assert f"{BUCKETS + 50} steps are shown as {BUCKETS} buckets" in twin
+    assert f"{ROWS + 8} ranks are shown as {ROWS - 12} groups of up to 2 neighbours" in twin
+    assert f"8 of {ROWS + 8} ranks" in twin
+
+
+def test_the_step_that_stands_out_is_named(tmp_path: Path) -> None:
+    """One step of 38 took three times as long, in waiting for input."""
+    folder = made_run(tmp_path)
+    run = load_run(folder)
+    found = pictures(run, summarise(run), folder)["histogram"]
+    assert [(each["step"], each["phase"]) for each in found["named"]] == [(37, "data")]
+    assert sum(found["counts"]) + found["outliers"] == found["of"] == 38
+
+
+@pytest.mark.parametrize("count", [1, 399, 400, 401, 1000, 12345])
+def test_buckets_tile_the_series(count: int) -> None:
+    """Every step is in one bucket, and buckets differ by one step at most."""
+    sizes = [end - begin for begin, end in zip(edges(count), edges(count)[1:], strict=False)]
+    assert sum(sizes) == count
+    assert len(sizes) <= BUCKETS
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.fault(29, 67)
+def test_the_old_report_stays_where_a_new_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the disk full the files are the old ones, whole, and the run's result is told all the same."""
+    folder = made_run(tmp_path)
+    summarise_and_report(folder)
+    before = {path.name: path.read_bytes() for path in folder.path.glob("report.*")}
+    folder.write("status.json", {"state": "failed", "exit_code": 5, "cause": "x"})
+    written = os.write
+
+    def full(descriptor: int, content: Any) -> int:
+        if "/.report." in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "no space")
+        return written(descriptor, content)
+
+    monkeypatch.setattr(os, "write", full)
+    said: list[str] = []
+    summary, reported = report_after(folder, said.append)
+    assert not reported
+    assert summary["outcome"]["exit_code"] == 5
+    assert "the disk is full" in said[0]
+    assert before == {path.name: path.read_bytes() for path in folder.path.glob("report.*")}
+    assert not list(folder.path.glob("*.partial")) + list(folder.path.glob(".*.partial"))
+    assert run_command(["report", str(folder.path)]) == Exit.PREFLIGHT
+
+
+def test_a_folder_that_is_no_runs_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is refused by its name, and the report of the run between them is written."""
+    folder, half, newer = made_run(tmp_path), tmp_path / "half", tmp_path / "newer"
+    half.mkdir()
+    newer.mkdir()
+    (newer / "run.json").write_text('{"schema": 999}')
+    names = [str(tmp_path / "none"), str(half), str(folder.path), str(newer)]
+    assert run_command(["report", *names]) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert all(name in told for name in (names[0], names[1], names[3]))
+    assert "upgrade" in told
+    assert (folder.path / "report.html").is_file()
