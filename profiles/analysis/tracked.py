@@ -20,11 +20,12 @@ def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
         times = _times(first)
         for name, values in (("train/loss", summary["loss"]), ("train/grad_norm", summary["grad_norm"])):
             series[name] = [
-                [record.step, times[record.step], value]
-                for record, value in zip(first.steps, values or [], strict=False)
+                [step, times[step], value]
+                for step, value in zip(run.trained_steps, values or [], strict=False)
                 if value is not None and math.isfinite(value)
             ]
-        series["train/lr"] = [[record.step, times[record.step], record.lr] for record in first.steps]
+        rates = zip(first.steps.step.tolist(), first.steps.numbers["lr"].tolist(), strict=True)
+        series["train/lr"] = [[step, times[step], rate] for step, rate in rates]
         steps = run.complete_steps
         for name, seconds in (("step/seconds", run.step_seconds), *_phases(run)):
             series[name] = _rows(steps, times, seconds)
@@ -54,15 +55,12 @@ def _rows(steps: list[int], times: Mapping[int, float], seconds: np.ndarray) -> 
 
 def _times(rank: RankRecords) -> dict[int, float]:
     """When each step of the rank began, by the clock on the wall when the rank started."""
-    start = rank.start
-    wall = 0.0 if start is None else start.wall_seconds
-    found = {}
-    for record in rank.steps:
-        since = record.start_seconds
-        if start is not None and record.begin_ns is not None:
-            since = record.begin_ns * 1e-9 - start.monotonic_seconds
-        found[record.step] = wall + since
-    return found
+    start, steps = rank.start, rank.steps
+    since = steps.numbers["start_seconds"]
+    if start is not None:
+        since = np.where(steps.begin_ns >= 0, steps.begin_ns * 1e-9 - start.monotonic_seconds, since)
+        since = since + start.wall_seconds
+    return dict(zip(steps.step.tolist(), since.tolist(), strict=True))
 
 
 RESULTS = (
