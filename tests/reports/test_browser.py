@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 
 DRAWINGS = """[...document.querySelectorAll('.drawing')].map(
     drawing => [drawing.id, drawing.dataset.drawn, drawing.querySelectorAll('svg').length])"""
+ALL_DRAWN = "colours => [...document.querySelectorAll('.drawing')].every(each => each.dataset.drawn === colours)"
 TOP = """document.activeElement === document.body
     ? null : document.activeElement.getBoundingClientRect().top + scrollY"""
 
@@ -86,6 +87,7 @@ def test_charts_draw_and_nothing_else_happens(
     page = opened(browser, pages[name], width, scheme)
     for colours in (scheme, "light" if scheme == "dark" else "dark"):
         page.emulate_media(color_scheme=colours)
+        page.wait_for_function(ALL_DRAWN, arg=colours)
         drawings = page.evaluate(DRAWINGS)
         assert len(drawings) >= 3
         assert all(drawn == colours and pictures for _, drawn, pictures in drawings), drawings
