@@ -23,6 +23,7 @@ COMMANDS = {
     "sweep": "make every run of a matrix on equal terms, resumably",
     "report": "rebuild the summary of run folders, and print it",
     "compare": "hold runs against others: effect, interval between runs, and a verdict",
+    "diagnose": "say what holds a run back, why, and what to do first",
     "import": "make a run folder from profiler traces that others recorded",
     "doctor": "say what this machine can run, and with --calibrate measure its rates",
     "data": "make a set of driving scenes, or check one against its manifest",

@@ -1,0 +1,97 @@
+"""A scenario run for real: `scalelab run` in a process of its own, with the fault or without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ...profiles.runfolder import RunFolder
+from ..errors import Exit, PreflightError, ScalelabError
+from ._contract import Planted, Scenario
+
+STEPS, WARMUP = 30, 5
+
+
+class ScenarioError(ScalelabError):
+    """The run of a scenario did not end well; its exit code is that of the run."""
+
+    def __init__(self, message: str, code: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = Exit(code) if code in set(Exit) else Exit.INTERNAL
+
+
+def run_scenario(
+    scenario: Scenario,
+    *,
+    seed: int,
+    world_size: int,
+    device: str,
+    out: Path,
+    say: Callable[[str], None],
+    removed: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> RunFolder:
+    """The run folder of one run of `scenario`. Raises PreflightError where this machine cannot have it."""
+    if device not in scenario.devices:
+        raise PreflightError(
+            f"scenario {scenario.name} needs {' or '.join(scenario.devices)}, and this run is on {device}",
+            hint="scalelab diagnose --help lists the scenarios of each device",
+        )
+    if (why := scenario.why_not()) is not None:
+        raise PreflightError(f"scenario {scenario.name} cannot be had here: {why}")
+    strength = scenario.strength(seed)
+    side = scenario.remove if removed else scenario.plant
+    assert side is not None
+    planted = side(strength, world_size)
+    say(f"scenario {scenario.name}: {scenario.says} ({strength:.3g} {scenario.unit}), {world_size} rank(s)")
+    name = f"{scenario.name}{'-removed' if removed else ''}"
+    options = {
+        "strategy": "ddp" if world_size > 1 else "single", "steps": STEPS, "warmup": WARMUP, "device": device,
+        "gpus": world_size, "seed": seed, "out": str(out), "name": name, **planted.options, **(extra or {}),
+    }  # fmt: skip
+    return _run(planted, options)
+
+
+def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
+    with planted.around() as prefixes:
+        processes = [
+            subprocess.Popen(
+                [*prefix, sys.executable, "-m", "scalelab", "run", *arguments(options, host, len(prefixes)), "--json"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for host, prefix in enumerate(prefixes)
+        ]
+        try:
+            ended = [process.communicate() for process in processes]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
+    for process, (_, told) in zip(processes, ended, strict=True):
+        if process.returncode:
+            raise ScenarioError("the run of the scenario failed:\n" + told.strip()[-2000:], process.returncode)
+    return RunFolder(Path(orjson.loads(ended[0][0].splitlines()[-1])["run_folder"]))
+
+
+def arguments(options: Mapping[str, Any], host: int, hosts: int) -> list[str]:
+    """`options` as words of the command line, for one of `hosts`."""
+    words = [
+        f"--{name.replace('_', '-')}={_word(value)}"
+        for name, value in options.items()
+        if name != "model_option" and value is not None
+    ]
+    words += [f"--model-option={name}={_word(value)}" for name, value in options.get("model_option", {}).items()]
+    if hosts > 1:
+        words += [f"--nodes={hosts}", f"--node-rank={host}"]
+    return words
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,0 +1,190 @@
+"""A run's diagnosis: every rule asked, causes ordered by what removing each would buy, one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ...runfolder import RunFolder
+from ..load import Run
+from .facts import Facts
+from .finding import CannotTell, Finding, Headroom
+from .rules import rules
+from .thresholds import LIMITS, Thresholds
+
+SCHEMA = 1
+FILE = "diagnosis.json"
+
+
+def write_diagnosis(folder: RunFolder, run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Diagnose `run`, whose summary that is, into its folder's diagnosis.json, and return the diagnosis."""
+    found = diagnose(run, summary)
+    folder.write(FILE, found)
+    return found
+
+
+def diagnose(run: Run, summary: Mapping[str, Any], limits: Thresholds = LIMITS) -> dict[str, Any]:
+    """The diagnosis as plain JSON: `verdict`, `findings` (largest first), `cannot_tell`, `reasons` of nulls."""
+    if (why := _unfit(run, limits)) is not None:
+        return _told(run, summary, [], [why], limits)
+    facts = Facts(run, summary, limits)
+    findings, lacks = [], []
+    for rule in rules().values():
+        if not rule.can_occur(facts):
+            continue
+        answer = rule.find(facts)
+        if isinstance(answer, Finding):
+            findings.append(answer)
+        elif isinstance(answer, CannotTell):
+            lacks.append(answer)
+    return _told(run, summary, [(each, facts) for each in once(findings, facts)], lacks, limits)
+
+
+def _unfit(run: Run, limits: Thresholds) -> CannotTell | None:
+    """Why nothing can be said of a run at all."""
+    config = run.run_json["config"]
+
+    def lack(lacks: str, rerun: str) -> CannotTell:
+        return CannotTell(label="cannot_tell", lacks=lacks, rerun=rerun)
+
+    if run.run_json.get("source") == "imported":
+        return lack("records of steps: this folder was made from traces alone", "run it under scalelab run or a Probe")
+    if config.get("probe") == "off":
+        return lack("phases of a step: the probe was off", "the same run with --probe on")
+    if missing := sorted(set(range(run.run_json["world_size"])) - {rank.rank for rank in run.ranks if rank.steps}):
+        names = ", ".join(f"rank {rank}" for rank in missing[:8])
+        return lack(f"the records of {names}", "the run again; keep every file of ranks/")
+    steps = len(run.complete_steps)
+    if steps < limits.least_steps:
+        state = run.status.get("state")
+        ended = f" (it ended as {state})" if state not in ("finished", None) else ""
+        return lack(
+            f"steps: {steps} measured steps of all ranks{ended}, and {limits.least_steps} are needed",
+            f"the run again with --steps {max(30, 3 * limits.least_steps)}",
+        )
+    return None
+
+
+def once(findings: list[Finding], facts: Facts) -> list[Finding]:
+    """Findings with the seconds that two of them take counted under the first, in the order of `rules`."""
+    taken: dict[str, np.ndarray] = {}
+    found = []
+    for finding in findings:
+        left = {}
+        for phase, seconds in finding.removed.items():
+            left[phase] = seconds - taken[phase] if phase in taken else seconds
+            left[phase] = np.where(seconds > 0, np.maximum(left[phase], 0.0), seconds) if phase in taken else seconds
+        if any(left[phase] is not finding.removed[phase] for phase in left):
+            before = float(facts.saved(finding.removed).mean())
+            net = facts.headroom(left)
+            if before > 0 and net.seconds < 0.9 * before and finding.headroom is not None:
+                share = max(0.0, net.seconds / before)
+                found.append(_reduced(finding, share, net))
+                _take(taken, left)
+                continue
+        found.append(finding)
+        _take(taken, left)
+    return found
+
+
+def _take(taken: dict[str, np.ndarray], seconds: Mapping[str, np.ndarray]) -> None:
+    for phase, each in seconds.items():
+        taken[phase] = taken.get(phase, 0.0) + np.maximum(each, 0.0)
+
+
+def _reduced(finding: Finding, share: float, net: Headroom) -> Finding:
+    """`finding` with what is left of its seconds once a more particular cause is gone."""
+    assert finding.headroom is not None
+    method = f"{net.method}; {1 - share:.0%} of it is counted under a more particular cause"
+    return Finding(
+        label=finding.label,
+        evidence=finding.evidence,
+        remedy=finding.remedy,
+        headroom=Headroom(seconds=net.seconds, ci95=net.ci95, method=method),
+        removed=finding.removed,
+    )
+
+
+def _told(
+    run: Run,
+    summary: Mapping[str, Any],
+    findings: list[tuple[Finding, Facts]],
+    lacks: list[CannotTell],
+    limits: Thresholds,
+) -> dict[str, Any]:
+    reasons: dict[str, str] = {}
+    usd, why_no_usd = _usd(summary)
+    rows = [_row(finding, facts, usd) for finding, facts in findings]
+    rows = [row for row in rows if row["headroom_seconds"] is None or row["severity_share"] >= limits.shown_share]
+    rows.sort(key=lambda row: (not row["counts"], -(row["headroom_seconds"] or 0.0)))
+    for index, row in enumerate(rows):
+        if row["usd_per_million_samples"] is None:
+            reasons[f"findings.{index}.usd_per_million_samples"] = why_no_usd
+    first = next((row for row in rows if row["counts"]), None)
+    label = "cannot_tell" if any(each.matters for each in lacks) else "healthy"
+    label = label if first is None else first["label"]
+    verdict = {
+        "label": label,
+        "severity_share": first["severity_share"] if first else 0.0 if label == "healthy" else None,
+        "headroom_seconds": first["headroom_seconds"] if first else None,
+        "ci95": first["ci95"] if first else None,
+        "usd_per_million_samples": first["usd_per_million_samples"] if first else None,
+        "step_seconds": findings[0][1].step_seconds if findings else summary["step_seconds"]["mean"],
+        "says": _says(label, lacks),
+    }
+    for name in ("severity_share", "headroom_seconds", "ci95", "usd_per_million_samples"):
+        if verdict[name] is None:
+            reasons[f"verdict.{name}"] = _why_null(name, label, first, why_no_usd)
+    return {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "verdict": verdict,
+        "findings": rows,
+        "cannot_tell": [asdict(each) for each in lacks],
+        "thresholds": asdict(limits),
+        "reasons": reasons,
+    }
+
+
+def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
+    headroom, limits = finding.headroom, facts.limits
+    share = None if headroom is None else facts.share(headroom.seconds)
+    low = None if headroom is None or headroom.ci95 is None else facts.share(headroom.ci95[0])
+    counts = share is None or (share >= limits.least_share and low is not None and low > limits.least_low_share)
+    return {
+        "label": finding.label,
+        "counts": counts,
+        "evidence": [{"says": each.says, "values": dict(each.values)} for each in finding.evidence],
+        "next": {"says": finding.remedy.says, "options": dict(finding.remedy.options)},
+        "headroom_seconds": None if headroom is None else headroom.seconds,
+        "ci95": None if headroom is None or headroom.ci95 is None else list(headroom.ci95),
+        "method": finding.why_no_headroom if headroom is None else headroom.method,
+        "severity_share": share,
+        "usd_per_million_samples": None if usd is None or share is None else usd * share,
+    }
+
+
+def _usd(summary: Mapping[str, Any]) -> tuple[float | None, str]:
+    usd = (summary.get("cost") or {}).get("usd_per_million_samples")
+    reasons = summary.get("reasons") or {}
+    return usd, reasons.get("cost.usd_per_million_samples", "no price is known")
+
+
+def _says(label: str, lacks: list[CannotTell]) -> str:
+    if label == "healthy":
+        return f"no cause whose removal would buy {LIMITS.least_share:.0%} of the step"
+    if label == "cannot_tell":
+        first = next(each for each in lacks if each.matters)
+        return f"lacks {first.lacks}; rerun: {first.rerun}"
+    return ""
+
+
+def _why_null(name: str, label: str, first: Mapping[str, Any] | None, why_no_usd: str) -> str:
+    if first is None:
+        return "no cause was found" if label == "healthy" else "not known: see cannot_tell"
+    if first["headroom_seconds"] is None:
+        return str(first["method"])
+    return why_no_usd if name == "usd_per_million_samples" else "too few steps"

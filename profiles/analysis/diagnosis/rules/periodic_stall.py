@@ -1,0 +1,125 @@
+"""Now and then everything stops: checkpoints, evaluations, the garbage collector, something every N steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..facts import Facts, milliseconds
+from ..finding import BETWEEN, Answer, Evidence, Finding, Remedy
+from ._contract import Rule
+
+
+def find(facts: Facts) -> Answer:
+    removed: dict[str, np.ndarray] = {}
+    evidence: list[Evidence] = []
+    says, options = [], {}
+    if facts.between_seconds.any():
+        ranks = len(facts.run.ranks)
+        removed[BETWEEN] = np.tile(facts.between_seconds, (ranks, 1))
+        for kind, (count, seconds) in _events(facts).items():
+            per_step = seconds / len(facts.run.complete_steps)
+            evidence.append(
+                Evidence(
+                    says=f"{count} x {kind} within the measured steps, {milliseconds(seconds / count)} each: "
+                    f"{milliseconds(per_step)} a step",
+                    values={"event": kind, "count": count, "seconds": seconds, "seconds_per_step": per_step},
+                )
+            )
+        options = _less_often(facts)
+        says += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
+    gc = _matrix_of_gc(facts)
+    if gc is not None and facts.share(float(gc.mean())) >= facts.limits.shown_share:
+        removed |= _spread(facts, gc)
+        seconds = float(gc.mean())
+        evidence.append(
+            Evidence(
+                says=f"Python's garbage collector takes {milliseconds(seconds)} a step, "
+                f"{float((gc > 0).mean()):.0%} of the steps have a pause",
+                values={"gc_seconds": seconds, "share_of_steps": float((gc > 0).mean())},
+            )
+        )
+        says.append("make fewer objects in cycles, call gc.freeze() after start-up, or collect every N steps")
+    elif (stalls := _regular(facts)) is not None:
+        places, every, excess = stalls
+        removed |= _spread(facts, excess)
+        steps = [facts.run.complete_steps[place] for place in places]
+        evidence.append(
+            Evidence(
+                says=f"{len(places)} steps take more than twice the median, about every {every:.0f} steps (step "
+                f"{', '.join(map(str, steps[:4]))}{', …' if len(steps) > 4 else ''})",
+                values={"steps": steps, "every": every},
+            )
+        )
+        says.append(f"find what the code does every {every:.0f} steps: logging, saving, a sync, a scheduler")
+    if not removed:
+        return None
+    return Finding(
+        label="periodic_stall",
+        evidence=tuple(evidence),
+        remedy=Remedy(says="; ".join(says) or "do it less often", options=options),
+        headroom=facts.headroom(removed),
+        removed=removed,
+    )
+
+
+def _events(facts: Facts) -> dict[str, tuple[int, float]]:
+    """Events behind measured steps by kind: how many, and seconds in all, mean over ranks."""
+    steps = set(facts.run.complete_steps)
+    found: dict[str, tuple[int, float]] = {}
+    for kind in ("checkpoint", "evaluation", "flush"):
+        alike = [e for rank in facts.run.ranks for e in rank.events if e.event == kind and e.step in steps]
+        if alike:
+            found[kind] = (len({e.step for e in alike}), sum(e.seconds for e in alike) / len(facts.run.ranks))
+    return dict(sorted(found.items(), key=lambda row: -row[1][1]))
+
+
+def _less_often(facts: Facts) -> dict[str, Any]:
+    """Options that make what costs most rarer: to a fifth of the threshold."""
+    found: dict[str, Any] = {}
+    for kind, name in (("checkpoint", "save_every"), ("evaluation", "eval_every")):
+        every = facts.config.get(name)
+        count, seconds = _events(facts).get(kind, (0, 0.0))
+        if every and count:
+            per_event = seconds / count
+            step = float(facts.run.step_seconds.mean())
+            found[name] = max(2 * every, int(np.ceil(per_event / (step * facts.limits.least_share / 5))))
+    return found
+
+
+def _matrix_of_gc(facts: Facts) -> np.ndarray | None:
+    steps, ranks = facts.run.complete_steps, facts.run.ranks
+    if any(rank.measured[step].gc_seconds is None for rank in ranks for step in steps):
+        return None
+    return facts.run.matrix(lambda step: step.gc_seconds or 0.0)
+
+
+def _spread(facts: Facts, seconds: np.ndarray) -> dict[str, np.ndarray]:
+    """`seconds` of each step, laid to its phases in proportion to their length: in which they were is not known."""
+    whole = np.maximum(facts.own_total, 1e-12)
+    return {name: seconds * own / whole for name, own in facts.own.items()}
+
+
+def _regular(facts: Facts) -> tuple[list[int], float, np.ndarray] | None:
+    """Stalled steps, their period, and their excess over the median; None where none come at an even pace."""
+    limits = facts.limits
+    slowest = facts.own_total.max(axis=0)
+    median = float(np.median(slowest))
+    places = np.flatnonzero(slowest > limits.periodic_factor * median)
+    if len(places) < limits.periodic_least:
+        return None
+    gaps = np.diff(places)
+    if gaps.mean() < 2 or gaps.std() / gaps.mean() > limits.periodic_regular:
+        return None
+    excess = np.zeros_like(facts.own_total)
+    excess[:, places] = np.maximum(0.0, facts.own_total[:, places] - median)
+    return places.tolist(), float(gaps.mean()), excess
+
+
+rule = Rule(
+    label="periodic_stall",
+    devices=("cpu", "cuda"),
+    find=find,
+    explains=("input_bound", "optimizer_bound", "straggler_rank"),
+)

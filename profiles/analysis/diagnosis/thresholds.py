@@ -1,0 +1,38 @@
+"""Every number that a diagnosis turns on, each with its reason. docs/diagnosis.md repeats them for users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Shares are of a step with what lies between steps: the wall-clock time that a step takes."""
+
+    least_share: float = 0.15
+    """What removing a cause must buy to be one. Below it a run is healthy: like runs of this machine differ by as much
+    as 13 %, so nobody could see the gain in one rerun."""
+    least_low_share: float = 0.05
+    """The lower end of its interval must buy this much: else it is not told from nothing."""
+    shown_share: float = 0.03
+    """Causes that buy less are not listed at all."""
+    least_steps: int = 10
+    """Measured steps. The moving-block bootstrap needs some blocks of n^(1/3) steps; of fewer than ten steps an
+    interval says nothing."""
+
+    latency_share: float = 0.5
+    """Of what communication costs: above it most goes to the number of messages, below it to their bytes."""
+    gloo_call_seconds: float = 2e-4
+    """A call over gloo that carries nothing to speak of: a scalar all-reduce between two processes of one host took
+    0.2 ms (2-core virtual machine, torch 2.13). Used where neither the run nor a calibration tells."""
+
+    periodic_factor: float = 2.0
+    """A step is a stall if it takes this many times the median: noise of a shared machine moves steps by less."""
+    periodic_least: int = 3
+    """Stalls of a run, before they are called periodic."""
+    periodic_regular: float = 0.35
+    """The largest coefficient of variation of the gaps between stalls that are called periodic: gaps of a Poisson
+    process have 1."""
+
+
+LIMITS = Thresholds()

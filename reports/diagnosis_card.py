@@ -1,0 +1,80 @@
+"""What `scalelab diagnose` prints of a diagnosis. Computes nothing but units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+_STYLES = {"healthy": "bold green", "cannot_tell": "bold yellow"}
+
+
+def diagnosis_card(diagnosis: Mapping[str, Any]) -> RenderableType:
+    """Verdict, Why, Next, What it would buy; then the other causes, and what could not be told."""
+    verdict, findings = diagnosis["verdict"], diagnosis["findings"]
+    first = next((row for row in findings if row["counts"]), None)
+    parts: list[RenderableType] = [_verdict(verdict)]
+    if first is not None:
+        parts += _of(first)
+    others = [row for row in findings if row is not first]
+    if others:
+        parts += [_title("Also"), Padding(_others(others), (0, 0, 0, 2))]
+    if diagnosis["cannot_tell"]:
+        parts.append(_title("Cannot tell"))
+        parts += [
+            _line(Text.assemble((row["label"], "bold"), f": lacks {row['lacks']}; rerun: {row['rerun']}"))
+            for row in diagnosis["cannot_tell"]
+        ]
+    return Group(*parts)
+
+
+def _verdict(verdict: Mapping[str, Any]) -> Text:
+    text = Text.assemble(("Verdict  ", "bold"), (verdict["label"], _STYLES.get(verdict["label"], "bold red")))
+    share = verdict["severity_share"]
+    if share:
+        text.append(f"  {share:.0%} of the step")
+    elif verdict["headroom_seconds"] is None and verdict["says"]:
+        text.append(f"  {verdict['says']}")
+    if (usd := verdict["usd_per_million_samples"]) is not None:
+        text.append(f", ${usd:.2f} per million samples at stake")
+    return text
+
+
+def _of(row: Mapping[str, Any]) -> list[RenderableType]:
+    return [
+        _title("Why"),
+        *(_line(Text(f"- {each['says']}")) for each in row["evidence"]),
+        _title("Next"),
+        _line(Text(row["next"]["says"])),
+        _title("What it would buy"),
+        _line(Text(_buys(row))),
+    ]
+
+
+def _buys(row: Mapping[str, Any]) -> str:
+    if row["headroom_seconds"] is None:
+        return f"no time: {row['method']}"
+    spread = "" if row["ci95"] is None else f" [{row['ci95'][0] * 1e3:.1f}, {row['ci95'][1] * 1e3:.1f}]"
+    return f"{row['headroom_seconds'] * 1e3:.1f}{spread} ms a step, {row['severity_share']:.0%} of it ({row['method']})"
+
+
+def _others(rows: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for _ in range(3):
+        table.add_column()
+    for row in rows:
+        share = "-" if row["severity_share"] is None else f"{row['severity_share']:.0%}"
+        table.add_row(row["label"], share, Text(row["next"]["says"], style="dim"))
+    return table
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _line(text: Text) -> Padding:
+    return Padding(text, (0, 0, 0, 2))
