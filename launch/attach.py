@@ -28,9 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..profiles.capture import probe as capture
 from ..profiles.capture.comm import CommRecorder
-from ..profiles.capture.garbage import garbage_watch
 from ..profiles.capture.group import record_default_group
 from ..profiles.capture.memory import peaks
+from ..profiles.capture.pauses import watched_pauses
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.records import Role
@@ -99,8 +99,8 @@ class Probe:
             self.folder.write("status.json", status("running", None))
         self._write = self._stack.enter_context(appending(self.folder.rank_file(self._rank.rank)))
         self._write(start_record(self._rank, device, torch.get_num_threads()))
-        garbage = self._stack.enter_context(garbage_watch())
-        self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, garbage=garbage)
+        pauses = self._stack.enter_context(watched_pauses())
+        self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, pauses=pauses)
         self._seams = Seams(model, optimizer, self._enter)
         self._groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", None) or []
         self._current = _OwnStep(0, "warmup")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..profiles.capture.allocator import Allocator
 from ..profiles.capture.memory_step import MemoryProbe
+from ..profiles.capture.operators import OperatorCount, operator_seconds
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.storages import StorageLog
 from ..profiles.capture.sync_lines import SyncLines
@@ -43,15 +44,16 @@ def follow_memory(
     names = {module: name for name, module in job.run.module.named_modules()}
     selective = job.config.checkpointing == "selective"
     syncs = SyncLines()
+    operators = OperatorCount(then=syncs.heard)
     log = StorageLog(
         job.device.type,
         names,
         kept=recompute.KEPT if selective else frozenset(),
         buckets=job.run.buckets,
-        heard=syncs.heard,
+        heard=operators.heard,
     )
     allocator = Allocator(job.device) if job.device.type == "cuda" else None
-    watch = MemoryProbe(probe, job.run, log, allocator, syncs)
+    watch = MemoryProbe(probe, job.run, log, allocator, syncs, operators)
     samples = job.setting.micro_batch * job.setting.accumulation
     steps = [Step(index=first + number, role="memory", lr=0.0, samples=samples) for number in range(STEPS)]
     try:
@@ -66,5 +68,5 @@ def follow_memory(
         traceback.clear_frames(error.__traceback__)
         write(MemoryStepRecord(step=first, failed=f"a step failed: {type(error).__name__}: {error}"))
         return False
-    write(watch.record(steps[-1].index))
+    write(watch.record(steps[-1].index, operator_seconds(job.device)))
     return True

@@ -22,8 +22,8 @@ from ..models.errors import ModelError
 from ..profiles.capture.clocks import compare_clocks, over
 from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
-from ..profiles.capture.garbage import garbage_watch
 from ..profiles.capture.memory import digest, peaks
+from ..profiles.capture.pauses import watched_pauses
 from ..profiles.capture.probe import Probe
 from ..profiles.capture.ranges import RangedProbe, nvtx_range, under_nsight
 from ..profiles.capture.timeline import timeline_for
@@ -104,7 +104,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 at=pulse.at,
                 finite=job.finite,
                 comm=comm,
-                garbage=stack.enter_context(garbage_watch()),
+                pauses=stack.enter_context(watched_pauses()),
                 times_recompute=config.checkpointing != "none" and not config.compile,
             )
             recompute.timed_by(probe.recomputing)
@@ -174,8 +174,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
         if noted is not None and together and stopping.agreed in (Exit.OK, Exit.INTERRUPTED):
             pulse.patient()
             flops = efficiency.count(noted, job.source, setting, config.seed, control, leads=rank.rank == 0)
-            if flops is not None:
-                write(flops)
+            write(noted.record(), *([] if flops is None else [flops]))
         write(ended(end))
     # Nobody leaves while a peer may still have something to receive from it.
     if together:

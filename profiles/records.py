@@ -2,7 +2,7 @@
 
 A rank's file `ranks/r000.jsonl` opens with a `StartRecord`; then come steps and events in the order of the rank's
 own timeline, memory once, and an `EndRecord` when the rank ends in order. A host's file `telemetry/h000.jsonl` has a
-`TelemetryStartRecord`, then readings of its cards.
+`TelemetryStartRecord`, then readings of its cards; `telemetry/m000.jsonl` has what the machine itself was at.
 
 Communication: a `CommPlanRecord` lists the collectives of a step, once for all steps that have the same; each step
 then has their times alone.
@@ -22,7 +22,9 @@ import msgspec
 from .used import (
     SCHEMA,
     Base,
+    BatchesRecord,
     FlopsRecord,
+    HostRecord,
     MemoryRecord,
     MemoryStepRecord,
     Part,
@@ -98,7 +100,8 @@ class StepRecord(Base, tag="step", frozen=True, kw_only=True):
     `skipped` steps left the weights alone, because a gradient overflowed under dynamic loss scaling. `not_finite` names
     the first tensor of the step on this rank that was not finite, of those that are watched. `recompute_seconds` of
     backward went into computing activations again; null where that was not timed. `gc_seconds` of the step went to
-    Python's garbage collector, whatever phase it came in.
+    Python's garbage collector, whatever phase it came in. The thread that trains was on a core for `on_core_seconds`
+    and waited for one in a run queue for `run_delay_seconds`; null where the system does not count that.
     """
 
     step: int
@@ -116,6 +119,8 @@ class StepRecord(Base, tag="step", frozen=True, kw_only=True):
     not_finite: str | None = None
     recompute_seconds: float | None = None
     gc_seconds: float | None = None
+    on_core_seconds: float | None = None
+    run_delay_seconds: float | None = None
     begin_ns: int | None = None
     comm: CommRecord | None = None
 
@@ -193,6 +198,8 @@ Record = (
     | BlockRecord
     | BadSampleRecord
     | FlopsRecord
+    | BatchesRecord
+    | HostRecord
     | EndRecord
     | TelemetryStartRecord
     | TelemetryRecord

@@ -109,6 +109,9 @@ class RunFolder:
     def telemetry_file(self, host: int) -> Path:
         return self.path / "telemetry" / f"h{host:03d}.jsonl"
 
+    def host_file(self, host: int) -> Path:
+        return self.path / "telemetry" / f"m{host:03d}.jsonl"
+
     def write(self, name: str, value: Any) -> None:
         """Replace file `name` by `value` as JSON: a reader sees the old file or the new one, whole.
 
@@ -144,6 +147,10 @@ class RunFolder:
     def telemetry(self) -> list[tuple[list[Record], int]]:
         """The same of each host whose cards were watched."""
         return [_records_in(path) for path in sorted((self.path / "telemetry").glob("h*.jsonl"))]
+
+    def hosts(self) -> list[tuple[list[Record], int]]:
+        """The same of each host whose cores and memory were watched."""
+        return [_records_in(path) for path in sorted((self.path / "telemetry").glob("m*.jsonl"))]
 
 
 def _records_in(path: Path) -> tuple[list[Record], int]:

@@ -81,7 +81,8 @@ class MemoryStepRecord(Base, tag="memory_step", frozen=True, kw_only=True):
     """Memory over `step`, whose storages were followed. `failed` says why it could not be told.
 
     `left_bytes` after it and each followed step before it: what lived on of all that those steps made. `left_by` is the
-    module that made most of what `step` left.
+    module that made most of what `step` left. `operators` are the calls of `step` by phase, and `operator_seconds` what
+    a call costs the host that has next to nothing to compute.
     """
 
     step: int
@@ -92,6 +93,8 @@ class MemoryStepRecord(Base, tag="memory_step", frozen=True, kw_only=True):
     left_by: str | None = None
     allocator: AllocatorRecord | None = None
     host_syncs: list[HostSync] = msgspec.field(default_factory=list)
+    operators: dict[str, int] | None = None
+    operator_seconds: float | None = None
 
 
 class CountedFlops(Part, frozen=True, kw_only=True):
@@ -126,6 +129,35 @@ class FlopsRecord(Base, tag="flops", frozen=True, kw_only=True):
     padding: dict[str, Padding] | None
     uncounted: dict[str, int] | None
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class BatchesRecord(Base, tag="batches", frozen=True, kw_only=True):
+    """What this rank's measured micro-batches held, in their order: elements of all their tensors, padding included,
+    and by mask those that were real."""
+
+    elements: list[int]
+    real: dict[str, list[int]] = msgspec.field(default_factory=dict)
+
+
+class HostRecord(Base, tag="host", frozen=True, kw_only=True):
+    """A reading of a host at `at_ns` of its monotonic clock; what counts, counts from a begin of its own. Null is what
+    the system does not tell.
+
+    `busy_core_seconds` of all its cores, of which `own_core_seconds` went to the run's processes; `stolen_core_seconds`
+    were the hypervisor's. Memory is that of the tightest limit around the run. `memory_stall_seconds` is the time in
+    which some task waited for memory (Linux's PSI); major faults are the ranks'.
+    """
+
+    at_ns: int
+    cores: int
+    busy_core_seconds: float
+    own_core_seconds: float
+    stolen_core_seconds: float
+    memory_used_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    memory_stall_seconds: float | None = None
+    swap_used_bytes: int | None = None
+    major_faults: int | None = None
 
 
 class WatchedCard(Part, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from ...profiles.storage import OutputError
 from ..errors import Exit
 from ..plan import Plan
 from .aftermath import clear_away, collect, end_all
+from .host import watched_host
 from .interrupts import Interrupts
 from .launchers import Launcher, start
 from .oom_killer import OomCounters
@@ -106,9 +107,9 @@ def _run(
     with Interrupts() as interrupts:
         crew = _Crew(folder, plan, display, hosts)
         launcher = start(folder, plan)
-        with watched_cards(folder, plan):
+        with watched_cards(folder, plan), watched_host(folder, plan.config.node_rank) as look:
             try:
-                report = crew.watch(launcher, interrupts)
+                report = crew.watch(launcher, interrupts, look)
             finally:
                 end_all(folder, launcher, crew.ranks)
                 clear_away(folder, [seen.rank for seen in crew.ranks])
@@ -132,13 +133,15 @@ class _Crew:
         for seen in self.ranks:
             prepare(folder.path, seen.rank)
 
-    def watch(self, launcher: Launcher, interrupts: Interrupts) -> Report:
-        """Until the run is over in whichever way; what this host knows of it."""
+    def watch(self, launcher: Launcher, interrupts: Interrupts, look: Callable[[Iterable[int]], None]) -> Report:
+        """Until the run is over in whichever way; what this host knows of it. `look` is told of the ranks' processes
+        all the while."""
         passed_on, deadline, done_at = 0, float("inf"), float("inf")
         looked_at, awake_at = time.monotonic(), float("-inf")
         while True:
             ended = launcher.poll() is not None
             self._look()
+            look(seen.pid for seen in self.ranks if seen.pid is not None)
             now = time.monotonic()
             if now - looked_at > GAP_SECONDS:
                 # This process did not run, so maybe the whole job did not: who makes no progress shows after a while.

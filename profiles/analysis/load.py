@@ -28,7 +28,9 @@ from ..records import (
 )
 from ..runfolder import RunFolder
 from ..used import (
+    BatchesRecord,
     FlopsRecord,
+    HostRecord,
     MemoryRecord,
     MemoryStepRecord,
     TelemetryLackRecord,
@@ -54,6 +56,7 @@ class RankRecords:
     memory_step: MemoryStepRecord | None = None
     window: WindowRecord | None
     flops: FlopsRecord | None = None
+    batches: BatchesRecord | None = None
     bad_samples: tuple[BadSampleRecord, ...] = ()
     blocks: tuple[BlockRecord, ...] = ()
     clocks: tuple[ClockRecord, ...] = ()
@@ -82,6 +85,8 @@ class Run:
     status: dict[str, Any]
     ranks: tuple[RankRecords, ...]
     telemetry: tuple[HostTelemetry, ...] = ()
+    hosts: tuple[tuple[HostRecord, ...], ...] = ()
+    """Readings of each host's cores and memory."""
 
     @functools.cached_property
     def complete_steps(self) -> list[int]:
@@ -158,6 +163,9 @@ def load_run(folder: RunFolder) -> Run:
     if run_json is None:
         raise ValueError(f"{folder.path}: holds no run.json, so it is no run folder")
     with uncollected():
+        hosts = tuple(
+            tuple(record for record in records if isinstance(record, HostRecord)) for records, _ in folder.hosts()
+        )
         ranks = tuple(_rank_records(folder, rank) for rank in folder.ranks())
         telemetry = tuple(_host_telemetry(*found) for found in folder.telemetry())
     return Run(
@@ -166,6 +174,7 @@ def load_run(folder: RunFolder) -> Run:
         status=folder.read("status.json") or {"state": "unknown", "exit_code": None},
         ranks=ranks,
         telemetry=telemetry,
+        hosts=hosts,
     )
 
 
@@ -189,6 +198,7 @@ def _rank_records(folder: RunFolder, rank: int) -> RankRecords:
         memory_step=_first(records, MemoryStepRecord),
         window=_first(records, WindowRecord),
         flops=_first(records, FlopsRecord),
+        batches=_first(records, BatchesRecord),
         bad_samples=tuple(record for record in records if isinstance(record, BadSampleRecord)),
         comm_plans={record.plan: record.collectives for record in records if isinstance(record, CommPlanRecord)},
         end=_first(records, EndRecord),

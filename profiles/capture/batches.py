@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..used import BatchesRecord
+
 Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 """Shape and dtype of each tensor in a batch, in their order."""
 
@@ -46,6 +48,8 @@ class BatchTally:
         self._first, self._end = first, first + count
         self._number = 0
         self._masks = masks
+        self._elements: list[int] = []
+        self._real: dict[str, list[int]] = {}
         self._example: tuple[list[Any], Any] | None = None
 
     def note(self, batch: Any) -> None:
@@ -56,6 +60,7 @@ class BatchTally:
             return
         leaves, structure = tree_flatten(batch)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self._elements.append(sum(tensor.numel() for tensor in tensors))
         self.seen.shapes[tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)] += 1
         if self._example is None:
             self._example = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
@@ -70,8 +75,15 @@ class BatchTally:
                 return None
             real, rows, there = before.get(name, (0, 0, 0))
             # numpy: torch takes ten times as long to count what is this small.
-            before[name] = (real + int(np.count_nonzero(mask.numpy())), rows + len(mask), there + mask.numel())
+            more = int(np.count_nonzero(mask.numpy()))
+            self._real.setdefault(name, []).append(more)
+            before[name] = (real + more, rows + len(mask), there + mask.numel())
         return before
+
+    def record(self) -> BatchesRecord:
+        """What each noted micro-batch held."""
+        whole = {name: counts for name, counts in self._real.items() if len(counts) == len(self._elements)}
+        return BatchesRecord(elements=self._elements, real=whole)
 
     def like(self, shapes: Shapes, device: str, lengths: Mapping[str, int] | None = None) -> Any:
         """An empty batch of such `shapes`, other leaves as this rank first saw them. A tensor under a key in `lengths`

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ..used import MEMORY_KINDS, MemoryStepRecord
 from .allocator import Allocator
 from .ledger import Change, ledger
+from .operators import OperatorCount
 from .probe import Probe
 from .steps import ScheduledStep
 from .storages import Held, StorageLog
@@ -44,12 +45,14 @@ class MemoryProbe:
         log: StorageLog,
         allocator: Allocator | None = None,
         syncs: SyncLines | None = None,
+        operators: OperatorCount | None = None,
     ) -> None:
         self._probe = probe
         self._run = run
         self._log = log
         self._allocator = allocator
         self._syncs = syncs or SyncLines()
+        self._operators = operators
         self._figures: Any = None
         self._left: list[int] = []
 
@@ -60,6 +63,8 @@ class MemoryProbe:
             if self._allocator is not None:
                 self._allocator.begin()
             self._syncs.begin()
+            if self._operators is not None:
+                self._operators.begin()
             with log.step():
                 log.attempt(self._state_of_now)
                 yield
@@ -73,15 +78,20 @@ class MemoryProbe:
     def phase(self, name: str) -> Iterator[None]:
         log = self._log
         with self._probe.phase(name):
-            log.phase = name
+            self._now(name)
             yield
-            log.phase = None
+            self._now(None)
         if name == "forward":
             log.attempt(log.forward_over)
         elif name == "backward":
             log.attempt(self._gradients_of_now)
         elif name == "optimizer":
             log.attempt(self._state_of_now)  # an update may have put its results into new storages
+
+    def _now(self, phase: str | None) -> None:
+        self._log.phase = phase
+        if self._operators is not None:
+            self._operators.phase = phase
 
     def followed(self, batch: Any) -> Any:
         """`batch`, of which the log now knows."""
@@ -100,7 +110,7 @@ class MemoryProbe:
     def event(self, kind: Any, step: int) -> AbstractContextManager[dict[str, Any]]:
         return nullcontext({})
 
-    def record(self, step: int) -> MemoryStepRecord:
+    def record(self, step: int, operator_seconds: float | None = None) -> MemoryStepRecord:
         """Of the steps so far, the last of which was `step`."""
         log = self._log
         if log.failed is not None:
@@ -121,6 +131,8 @@ class MemoryProbe:
             left_by=self._left_by(),
             allocator=self._figures,
             host_syncs=self._syncs.found(),
+            operators=None if self._operators is None else dict(self._operators.calls),
+            operator_seconds=operator_seconds,
         )
 
     def _left_by(self) -> str | None:

@@ -12,8 +12,8 @@ import torch
 from ..records import EventKind, StepRecord
 from .comm import CommRecorder
 from .finite import FiniteWatch
-from .garbage import GarbageWatch
 from .memory import model_state
+from .pauses import Pauses
 from .steps import NotedStep, ScheduledStep, StepWriter, Write
 from .timeline import Timeline
 
@@ -49,7 +49,7 @@ class Probe:
     once where a number is not finite. `memory_step` is the step at which model state is counted: one after the first,
     so that the optimizer has its own. Gradient norms are recorded in the first `grad_norm_steps`. `at` hears of every
     phase and event as it begins; `finite` tells which tensors of a step were not finite, `comm` what collectives did,
-    `garbage` of the collector's pauses; `times_recompute` if `recomputing` is entered.
+    `pauses` of the collector and of other threads on the rank's core; `times_recompute` if `recomputing` is entered.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Probe:
         at: Callable[[int | None, str | None], None] = lambda step, phase: None,
         finite: FiniteWatch | None = None,
         comm: CommRecorder | None = None,
-        garbage: GarbageWatch | None = None,
+        pauses: Pauses | None = None,
         times_recompute: bool = False,
     ) -> None:
         self._write = write
         self._at = at
         self._comm = comm
-        self._garbage = garbage
+        self._pauses = pauses
         self._finite = finite
         self._timeline = timeline
         self._grad_norm_steps = grad_norm_steps
@@ -153,8 +153,8 @@ class _Step:
     def __enter__(self) -> None:
         probe, step = self._probe, self.next
         probe._current = probe._steps.begin(step)
-        if probe._garbage is not None:
-            probe._garbage.take()  # what came in an event, or before the first step, is no step's
+        if probe._pauses is not None:
+            probe._pauses.take()  # what came in an event, or before the first step, is no step's
         if probe._times_recompute:
             probe._current.recomputed = []
         if probe._comm is not None:
@@ -173,8 +173,8 @@ class _Step:
             noted.outputs, noted.gradients = probe._finite.take()
         if probe._comm is not None:
             noted.comm = probe._comm.close()
-        if probe._garbage is not None:
-            noted.gc_ns = probe._garbage.take()
+        if probe._pauses is not None:
+            noted.paused = probe._pauses.take()
         probe._current = None
         probe._steps.end(noted)
 

@@ -1,8 +1,7 @@
 """Steps and events that were noted, on their way to the run folder.
 
-Their marks are read when the device has reached them. Records are made and written in batches, between steps: one by
-one they would cost each step some 150 us of cold code, and a batch is an event of its own (`flush`) on the timeline.
-Long steps, to which that is nothing, are written as they come.
+Their marks are read when the device has reached them. Records are made and written in batches, between steps (one by
+one they would cost each 150 us of cold code), as events of their own (`flush`); long steps are written as they come.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from ..records import CommRecord, EventKind, EventRecord, Record, Role, StepRecord
 from .comm import PATIENCE_STEPS, CommRecorder, StepComm
 from .finite import Noted, first_not_finite
+from .pauses import Paused
 from .timeline import Timeline
 
 # Steps that may be waiting for the device before the probe waits for it, or to be written: bounds memory.
@@ -56,7 +56,6 @@ class NotedStep:
         "begin_ns",
         "comm",
         "end",
-        "gc_ns",
         "grad_replicas",
         "grad_square_sum",
         "gradients",
@@ -64,6 +63,7 @@ class NotedStep:
         "losses",
         "on_host",
         "outputs",
+        "paused",
         "phases",
         "recomputed",
         "skipped",
@@ -78,7 +78,7 @@ class NotedStep:
         self.phases: list[tuple[str, Any, Any]] = []
         self.host_data_ns = 0
         self.recomputed: list[tuple[Any, Any]] | None = None
-        self.gc_ns: int | None = None
+        self.paused: Paused | None = None
         self.losses: list[Any] = []
         self.grad_square_sum: Any = None
         self.grad_replicas: int | None = None
@@ -248,7 +248,7 @@ class StepWriter:
             recompute_seconds=None
             if noted.recomputed is None
             else sum(timeline.seconds(begin, end) for begin, end in noted.recomputed),
-            gc_seconds=None if noted.gc_ns is None else noted.gc_ns * 1e-9,
+            **({} if noted.paused is None else noted.paused.seconds()),
             begin_ns=noted.begin_ns,
             comm=comm,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 from scalelab.profiles.capture.garbage import GarbageWatch, garbage_watch
+from scalelab.profiles.capture.pauses import Pauses
 from scalelab.profiles.capture.probe import Probe
 from scalelab.profiles.capture.timeline import HostTimeline
 from scalelab.profiles.records import Record, StepRecord
@@ -16,7 +17,7 @@ def test_pauses_belong_to_the_step_they_were_in() -> None:
     """Each step has its own, whatever phase they came in; without a watch it is not known."""
     clock = Clock()
     watch, records = GarbageWatch(clock), list[Record]()
-    probe = Probe(lambda *written: records.extend(written), HostTimeline(clock), garbage=watch)
+    probe = Probe(lambda *written: records.extend(written), HostTimeline(clock), pauses=Pauses(watch))
     for index, seconds in enumerate((0.25, 0.0, 0.5)):
         with probe.step(Step(index)), probe.phase("forward"):
             watch.seen("start", {})

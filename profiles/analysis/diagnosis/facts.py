@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...records import StepRecord
 from ..communication import Communication, communication
 from ..load import Run
 from ..statistics import block_bootstrap_mean
 from ..straggler import own_phases
 from .finding import BETWEEN, COMMUNICATION, Headroom
+from .host import CoreUse, core_use, major_faults_per_step, memory_stalls
 from .thresholds import LIMITS, Thresholds
+from .traced import trace_mean
 
 CRITICAL_PATH = "the slowest rank's own time in each measured step with and without it"
 COUNTERFACTUAL = "steps of this run with and without it, in turn"
@@ -105,6 +108,95 @@ class Facts:
             return None
         low, high = row["ci95"]
         return Headroom(seconds=row["headroom_seconds"], ci95=(low, high), method=COUNTERFACTUAL)
+
+    def spread(self, seconds: np.ndarray) -> dict[str, np.ndarray]:
+        """`seconds` of each rank and step, laid to its phases in proportion to their length: in which of them they fell
+        is not known."""
+        part = np.minimum(seconds / np.maximum(self.own_total, 1e-12), 1.0)
+        return {name: part * own for name, own in self.own.items()}
+
+    def _recorded(self, value: Callable[[StepRecord], float | None]) -> np.ndarray | None:
+        """`value` of each step; None where a step has none."""
+        ranks, steps = self.run.ranks, self.run.complete_steps
+        if any(value(rank.measured[step]) is None for rank in ranks for step in steps):
+            return None
+        return self.run.matrix(lambda step: value(step) or 0.0)
+
+    @functools.cached_property
+    def run_delay(self) -> np.ndarray | None:
+        """How long each rank's thread waited for a core."""
+        return self._recorded(lambda step: step.run_delay_seconds)
+
+    @functools.cached_property
+    def garbage(self) -> np.ndarray | None:
+        """The pauses of Python's garbage collector."""
+        return self._recorded(lambda step: step.gc_seconds)
+
+    @functools.cached_property
+    def recompute(self) -> np.ndarray | None:
+        """What went into computing activations again."""
+        return self._recorded(lambda step: step.recompute_seconds)
+
+    @functools.cached_property
+    def held(self) -> dict[str, np.ndarray] | None:
+        """What each rank's batches held in each step, by name; None where a rank did not record it."""
+        steps, each = self.run.complete_steps, self.config["grad_accumulation"]
+        rows: dict[str, list[np.ndarray]] = {}
+        for rank in self.run.ranks:
+            if rank.batches is None or len(rank.batches.elements) < each * len(steps):
+                return None
+            for name, counts in {"elements": rank.batches.elements, **rank.batches.real}.items():
+                found = np.asarray(counts[: each * len(steps)], dtype=np.float64)
+                rows.setdefault(name, []).append(found.reshape(len(steps), each).sum(axis=1))
+        return {name: np.stack(each) for name, each in rows.items() if len(each) == len(self.run.ranks)}
+
+    @functools.cached_property
+    def operators(self) -> tuple[dict[str, int], float] | None:
+        """Operators of a step by phase, the most of any rank, and what one costs the host at least."""
+        found = [
+            (step.operators, step.operator_seconds)
+            for rank in self.run.ranks
+            if (step := rank.memory_step) and step.operators is not None and step.operator_seconds is not None
+        ]
+        if not found:
+            return None
+        return max((calls for calls, _ in found), key=lambda calls: sum(calls.values())), min(each for _, each in found)
+
+    @functools.cached_property
+    def threads_wanted(self) -> int:
+        """Threads of the run that compute, on all its hosts: each rank's own, and loader processes."""
+        each = self.run.run_json.get("threads_per_rank", 1) + (self.config.get("workers") or 0)
+        return self.world_size * each
+
+    @functools.cached_property
+    def core_use(self) -> list[CoreUse] | None:
+        """What each host's cores did over the measured steps; None where it was not read often enough."""
+        return core_use(self.run)
+
+    @functools.cached_property
+    def memory_stalls(self) -> Headroom | None:
+        """Seconds a step in which something waited for memory; None where that is not known."""
+        return memory_stalls(self.run, self.step_seconds)
+
+    @functools.cached_property
+    def major_faults_per_step(self) -> float | None:
+        return major_faults_per_step(self.run)
+
+    @functools.cached_property
+    def memory_used_share(self) -> float | None:
+        """The highest share of its memory limit that any host's reading shows."""
+        shares = [
+            reading.memory_used_bytes / reading.memory_limit_bytes
+            for host in self.run.hosts
+            for reading in host
+            if reading.memory_used_bytes is not None and reading.memory_limit_bytes
+        ]
+        return max(shares, default=None)
+
+    @functools.cached_property
+    def trace_mean(self) -> dict[str, Any] | None:
+        """Per traced step of a device, mean over ranks; None without devices in a trace."""
+        return trace_mean(self.summary)
 
     def ranks_by(self, values: Sequence[float] | np.ndarray) -> list[tuple[int, float]]:
         """Rank and value, the largest first."""

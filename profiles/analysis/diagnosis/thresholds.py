@@ -26,6 +26,17 @@ class Thresholds:
     """A call over gloo that carries nothing to speak of: a scalar all-reduce between two processes of one host took
     0.2 ms (2-core virtual machine, torch 2.13). Used where neither the run nor a calibration tells."""
 
+    others_cores_share: float = 0.1
+    """Of the host's cores, kept busy by others: below it the run's own threads are what they wait for."""
+    memory_close: float = 0.95
+    """Of the memory limit: a loader's next batch, or a longer sample, may take the rest."""
+    held_spread: float = 0.03
+    """The mean deviation of what batches hold, of its mean: of less, nothing follows."""
+    held_correlation: float = 0.5
+    """Of own time with what a batch holds: below it most of the time's spread has another cause."""
+    precision_gain: float = 1.3
+    """bf16 over fp32 products, from the slow end of one to the fast end of the other: casts take some of it back."""
+
     periodic_factor: float = 2.0
     """A step is a stall if it takes this many times the median: noise of a shared machine moves steps by less."""
     periodic_least: int = 3

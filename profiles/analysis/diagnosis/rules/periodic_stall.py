@@ -29,9 +29,9 @@ def find(facts: Facts) -> Answer:
             )
         options = _less_often(facts)
         says += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    gc = _matrix_of_gc(facts)
+    gc = facts.garbage
     if gc is not None and facts.share(float(gc.mean())) >= facts.limits.shown_share:
-        removed |= _spread(facts, gc)
+        removed |= facts.spread(gc)
         seconds = float(gc.mean())
         evidence.append(
             Evidence(
@@ -43,7 +43,7 @@ def find(facts: Facts) -> Answer:
         says.append("make fewer objects in cycles, call gc.freeze() after start-up, or collect every N steps")
     elif (stalls := _regular(facts)) is not None:
         places, every, excess = stalls
-        removed |= _spread(facts, excess)
+        removed |= facts.spread(excess)
         steps = [facts.run.complete_steps[place] for place in places]
         evidence.append(
             Evidence(
@@ -86,19 +86,6 @@ def _less_often(facts: Facts) -> dict[str, Any]:
             step = float(facts.run.step_seconds.mean())
             found[name] = max(2 * every, int(np.ceil(per_event / (step * facts.limits.least_share / 5))))
     return found
-
-
-def _matrix_of_gc(facts: Facts) -> np.ndarray | None:
-    steps, ranks = facts.run.complete_steps, facts.run.ranks
-    if any(rank.measured[step].gc_seconds is None for rank in ranks for step in steps):
-        return None
-    return facts.run.matrix(lambda step: step.gc_seconds or 0.0)
-
-
-def _spread(facts: Facts, seconds: np.ndarray) -> dict[str, np.ndarray]:
-    """`seconds` of each step, laid to its phases in proportion to their length: in which they were is not known."""
-    whole = np.maximum(facts.own_total, 1e-12)
-    return {name: seconds * own / whole for name, own in facts.own.items()}
 
 
 def _regular(facts: Facts) -> tuple[list[int], float, np.ndarray] | None:

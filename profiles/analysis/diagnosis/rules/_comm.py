@@ -1,0 +1,123 @@
+"""What communication costs a step, and which part of that is the number of messages: shared by two rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....calibration import collective_seconds
+from ...load import Run
+from ..facts import Facts
+from ..finding import COMMUNICATION, CannotTell, Headroom
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """`latency_share` of the headroom goes to calls whatever they carry; `how` says from what that is known."""
+
+    headroom: Headroom
+    removed: dict[str, np.ndarray]
+    latency_share: float
+    calls: float
+    bytes_per_step: float
+    how: str
+
+
+def cost(facts: Facts, label: str) -> Cost | CannotTell:
+    """The cost of the wire: what ranks are blocked without what they wait for late ones."""
+    comm, known = facts.summary["comm"], facts.known
+    calls = comm["calls_per_step"] or 0.0
+    payload = float(sum((comm["payload_bytes_per_step"] or {}).values()))
+    share, how = _latency_share(facts, calls)
+    if known.split is not None:
+        blocked = known.split.transfer + known.split.queued
+        removed = {COMMUNICATION: blocked}
+        headroom = facts.headroom(removed)
+        free = facts.counterfactual("free_wire")
+        if free is not None and free.ci95 is not None:
+            waiting = float(known.split.waiting.mean())
+            low, high = free.ci95
+            headroom = Headroom(
+                seconds=free.seconds - waiting,
+                ci95=(low - waiting, high - waiting),
+                method=f"{free.method}, on a wire that takes no time, less what ranks wait for late ones",
+            )
+        return Cost(
+            headroom=headroom, removed=removed, latency_share=share, calls=calls, bytes_per_step=payload, how=how
+        )
+    free, trace = facts.counterfactual("free_wire"), facts.trace_mean
+    if free is None and trace is not None:
+        seconds = trace["exposed_communication_seconds"]
+        spread = trace["spread"]
+        free = Headroom(
+            seconds=seconds,
+            ci95=(seconds * (1 - spread), seconds * (1 + spread)),
+            method="communication that nothing computes beside, in the trace; what ranks wait for late ones included",
+        )
+    if free is None:
+        return CannotTell(
+            label=label,
+            lacks=f"what communication costs the step: {known.why_unknown or known.why_not_split}",
+            rerun="the run again with --profile-steps 5, or with --counterfactual",
+        )
+    removed = {COMMUNICATION: np.full_like(facts.own_total, free.seconds)}
+    return Cost(headroom=free, removed=removed, latency_share=share, calls=calls, bytes_per_step=payload, how=how)
+
+
+def _latency_share(facts: Facts, calls: float) -> tuple[float, str]:
+    """Of what the collectives take, the part that merging them into few would save."""
+    if not calls:
+        return 0.0, "nothing is sent"
+    plan = facts.known.plans[0] if facts.known.plans else []
+    sizes = [(each.kind, each.payload_bytes) for each in plan if each.kind != "barrier"]
+    merged: dict[str, int] = {}
+    for kind, size in sizes:
+        merged[kind] = merged.get(kind, 0) + size
+    fitted = fit(facts.run, facts)
+    if fitted is not None:
+        per_call, per_byte = fitted
+        total = per_call * len(sizes) + per_byte * sum(size for _, size in sizes)
+        saved = per_call * (len(sizes) - len(merged))
+        return saved / max(total, 1e-12), "the times of this run's own collectives by their size"
+    calibration = facts.run.calibration
+    if calibration is not None and calibration.ranks == facts.world_size:
+        now = [collective_seconds(calibration, kind, size) for kind, size in sizes]
+        then = [collective_seconds(calibration, kind, size) for kind, size in merged.items()]
+        if None not in now and None not in then and sum(each or 0.0 for each in now) > 0:
+            whole, less = sum(each or 0.0 for each in now), sum(each or 0.0 for each in then)
+            return max(0.0, 1 - less / whole), f"the calibration {calibration.name}"
+    blocked = facts.summary["comm"]["exposed_seconds"] or facts.step_seconds
+    least = facts.limits.gloo_call_seconds * (len(sizes) - len(merged))
+    return min(1.0, least / max(blocked, 1e-12)), "what a call over gloo takes that carries nothing"
+
+
+def fit(run: Run, facts: Facts) -> tuple[float, float] | None:
+    """Seconds per call and per byte of the collectives whose ends were stamped, by least squares of their medians, both
+    at least 0; None where their sizes do not tell the two apart."""
+    times: dict[int, list[float]] = {}
+    steps = run.complete_steps
+    ranks = run.ranks
+    if len(ranks) < 2 or facts.known.split is None:
+        return None
+    for step in steps:
+        records = [rank.measured[step].comm for rank in ranks]
+        if any(record is None or not record.exact for record in records):
+            continue
+        for index, rank in enumerate(ranks):
+            record = records[index]
+            assert record is not None
+            for place, collective in enumerate(rank.comm_plans[record.plan]):
+                end = record.ended_ns[place]
+                if end is not None and collective.kind != "barrier":
+                    times.setdefault(collective.payload_bytes, []).append((end - record.handed_in_ns[place]) * 1e-9)
+    sizes = np.array(sorted(times), dtype=np.float64)
+    if len(sizes) < 3 or sizes[-1] < 4 * sizes[0]:
+        return None
+    medians = np.array([np.median(times[int(size)]) for size in sizes])
+    weights = np.array([len(times[int(size)]) for size in sizes], dtype=np.float64)
+    scale = np.sqrt(weights) / medians
+    design = np.stack([np.ones_like(sizes), sizes], axis=1) * scale[:, None]
+    solution = np.linalg.lstsq(design, medians * scale, rcond=None)[0]
+    per_call, per_byte = (max(0.0, float(each)) for each in solution)
+    return (per_call, per_byte) if per_call + per_byte > 0 else None

@@ -1,0 +1,47 @@
+"""Many small messages: what communication costs is mostly the calls, whatever they carry."""
+
+from __future__ import annotations
+
+from ..facts import Facts, milliseconds
+from ..finding import Answer, CannotTell, Evidence, Finding, Headroom, Remedy
+from ._comm import cost
+from ._contract import Rule
+
+DEFAULT_BUCKET_MB = 25.0
+
+
+def find(facts: Facts) -> Answer:
+    found = cost(facts, "comm_latency")
+    if isinstance(found, CannotTell):
+        return None  # comm_bandwidth says the same
+    if found.latency_share < facts.limits.latency_share:
+        return None
+    whole, share = found.headroom, found.latency_share
+    bucket = facts.config.get("bucket_mb")
+    small = bucket is not None and bucket < DEFAULT_BUCKET_MB
+    evidence = (
+        Evidence(
+            says=f"{found.calls:.0f} collectives a step carry "
+            f"{found.bytes_per_step / max(found.calls, 1) / 1024:.4g} KiB "
+            f"each on average; they hold ranks up {milliseconds(whole.seconds)} a step",
+            values={"calls_per_step": found.calls, "bytes_per_step": found.bytes_per_step},
+        ),
+        Evidence(says=f"{share:.0%} of that is the calls themselves, by {found.how}", values={"latency_share": share}),
+    )
+    ci95 = None if whole.ci95 is None else (whole.ci95[0] * share, whole.ci95[1] * share)
+    return Finding(
+        label="comm_latency",
+        evidence=evidence,
+        remedy=Remedy(
+            says=f"--bucket-mb {DEFAULT_BUCKET_MB:g} sends the same in fewer messages"
+            if small
+            else "fewer messages: fewer and larger blocks to gather, --grad-accumulation, or a strategy that sends "
+            "once",
+            options={"bucket_mb": DEFAULT_BUCKET_MB} if small else {},
+        ),
+        headroom=Headroom(seconds=whole.seconds * share, ci95=ci95, method=f"{whole.method}, times that share"),
+        removed={phase: seconds * share for phase, seconds in found.removed.items()},
+    )
+
+
+rule = Rule(label="comm_latency", devices=("cpu", "cuda"), least_ranks=2, find=find, explains=("comm_bandwidth",))

@@ -1,0 +1,69 @@
+"""Others compute on the run's cores: its threads could run, and wait for one."""
+
+from __future__ import annotations
+
+from ..facts import Facts, milliseconds
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
+from ._contract import Rule
+
+
+def find(facts: Facts) -> Answer:
+    delay = facts.run_delay
+    if delay is None:
+        return CannotTell(
+            label="cpu_contention",
+            lacks="how long the ranks' threads waited for a core: this system does not count it",
+            rerun="on Linux with /proc/thread-self/schedstat",
+            matters=False,
+        )
+    if facts.share(float(facts.headroom(facts.spread(delay)).seconds)) < facts.limits.shown_share:
+        return None
+    uses = facts.core_use
+    if uses is None:
+        return CannotTell(
+            label="cpu_contention",
+            lacks="who else was on this host's cores during the measured steps",
+            rerun="the run again under scalelab run, for 5 s or more",
+        )
+    others = sum(use.others + use.stolen for use in uses)
+    cores = sum(use.cores for use in uses)
+    if others < facts.limits.others_cores_share * cores:
+        return None
+    own = sum(use.own for use in uses)
+    # Where the run itself has more threads than cores, they wait for each other as well.
+    part = 1.0 if facts.threads_wanted <= cores else others / (others + own)
+    removed = facts.spread(delay * part)
+    worst, seconds = facts.ranks_by(delay.mean(axis=1))[0]
+    evidence = [
+        Evidence(
+            says=f"ranks could have run and waited for a core {milliseconds(float(delay.mean()))} a step, rank {worst} "
+            f"{milliseconds(seconds)}",
+            values={"run_delay_seconds": float(delay.mean()), "rank": worst, "rank_seconds": seconds},
+        ),
+        Evidence(
+            says=f"other processes kept {others:.2g} of {cores} cores busy during the measured steps, this run "
+            f"{own:.2g}",
+            values={"others_cores": others, "own_cores": own, "cores": cores},
+        ),
+    ]
+    if (stolen := sum(use.stolen for use in uses)) > 0.02 * cores:
+        evidence.append(Evidence(says=f"the hypervisor took {stolen:.2g} cores' time", values={"stolen_cores": stolen}))
+    return Finding(
+        label="cpu_contention",
+        evidence=tuple(evidence),
+        remedy=Remedy(
+            says="end what else runs on this host (ps -eo pid,pcpu,comm --sort=-pcpu names it), or keep it off the "
+            "ranks' "
+            "cores (taskset, a cpuset)"
+        ),
+        headroom=facts.headroom(removed),
+        removed=removed,
+    )
+
+
+rule = Rule(
+    label="cpu_contention",
+    devices=("cpu", "cuda"),
+    find=find,
+    explains=("straggler_rank", "input_bound", "optimizer_bound", "launch_bound", "recompute", "precision_unused"),
+)

@@ -1,0 +1,112 @@
+"""So little to compute in each operator that calling it takes longer: tiny kernels, a tiny batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..facts import Facts, milliseconds
+from ..finding import Answer, CannotTell, Evidence, Finding, Headroom, Remedy
+from ._contract import Rule
+
+PHASES = ("forward", "backward", "optimizer")
+
+
+def find(facts: Facts) -> Answer:
+    return _on_device(facts) if facts.device == "cuda" else _on_host(facts)
+
+
+def _on_host(facts: Facts) -> Answer:
+    """On CPU a call takes its time of the step itself: calls, by what one costs that computes next to nothing."""
+    if (counted := facts.operators) is None:
+        return CannotTell(
+            label="launch_bound",
+            lacks="how many operators a step calls",
+            rerun="the run again with --memory-step on, which counts them",
+            matters=False,
+        )
+    calls, each = counted
+    removed = {name: np.minimum(facts.own[name], calls.get(name, 0) * each) for name in PHASES if calls.get(name)}
+    if not removed:
+        return None
+    number = sum(calls.get(name, 0) for name in PHASES)
+    evidence = [
+        Evidence(
+            says=f"a step calls {number:,} operators (forward {calls.get('forward', 0):,}, backward "
+            f"{calls.get('backward', 0):,}, optimizer {calls.get('optimizer', 0):,}), each for {each * 1e6:.1f} us "
+            f"at least",
+            values={"operators": dict(calls), "operator_seconds": each},
+        ),
+        *_efficiency(facts),
+    ]
+    return Finding(
+        label="launch_bound",
+        evidence=tuple(evidence),
+        remedy=_remedy(facts),
+        headroom=facts.headroom(removed),
+        removed=removed,
+    )
+
+
+def _on_device(facts: Facts) -> Answer:
+    """On CUDA the device idles while the host has not launched what comes next."""
+    trace = facts.trace_mean
+    if trace is None:
+        return CannotTell(
+            label="launch_bound",
+            lacks="why the device was idle, which only a profiler's trace tells",
+            rerun="the run again with --profile-steps 5",
+        )
+    idle = trace["not_launched_seconds"] + trace["launching_seconds"] - trace["loading_seconds"]
+    idle = max(0.0, idle - trace["after_sync_seconds"])
+    removed = {"forward": np.full_like(facts.own["forward"], idle)}
+    delay = trace["launch_delay_seconds"]
+    evidence = [
+        Evidence(
+            says=f"the device idles {milliseconds(idle)} a step for work that the host has not launched",
+            values={"idle_seconds": idle},
+        ),
+        *_efficiency(facts),
+    ]
+    if delay is not None:
+        evidence.append(
+            Evidence(
+                says=f"a kernel begins {delay * 1e6:.0f} us after its launch: nothing was queued before it",
+                values={"launch_delay_seconds": delay},
+            )
+        )
+    return Finding(
+        label="launch_bound",
+        evidence=tuple(evidence),
+        remedy=_remedy(facts),
+        headroom=Headroom(seconds=idle, ci95=trace_interval(idle, trace["spread"]), method="idle device in the trace"),
+        removed=removed,
+    )
+
+
+def trace_interval(seconds: float, spread: float) -> tuple[float, float]:
+    """An interval for what few traced steps say: by the relative spread of their lengths."""
+    return max(0.0, seconds * (1 - spread)), seconds * (1 + spread)
+
+
+def _efficiency(facts: Facts) -> list[Evidence]:
+    """MFU, and beside it how busy NVML calls the card: a kernel of any size counts as busy there."""
+    utilization = facts.summary["utilization"]
+    mfu, busy = utilization["mfu"], utilization.get("gpu_percent")
+    if mfu is None:
+        return []
+    beside = "" if busy is None else f", while NVML calls the card {busy:.0f} % busy"
+    return [Evidence(says=f"MFU is {mfu:.1%}{beside}", values={"mfu": mfu, "gpu_percent": busy})]
+
+
+def _remedy(facts: Facts) -> Remedy:
+    config = facts.config
+    more = 4 * config["micro_batch"]
+    return Remedy(
+        says=f"--micro-batch {more} computes more per call, with --lr-scaling sqrt --base-batch "
+        f"{config['global_batch']} "
+        "for the larger batch; or --compile, which fuses small operators",
+        options={"micro_batch": more, "lr_scaling": "sqrt", "base_batch": config["global_batch"]},
+    )
+
+
+rule = Rule(label="launch_bound", devices=("cpu", "cuda"), find=find, explains=("optimizer_bound",))

@@ -1,0 +1,63 @@
+"""Memory is short: the run waits for it, or stands close to a limit that would end it."""
+
+from __future__ import annotations
+
+from ..facts import Facts, milliseconds
+from ..finding import Answer, Evidence, Finding, Remedy
+from ._contract import Rule
+
+
+def find(facts: Facts) -> Answer:
+    evidence: list[Evidence] = []
+    headroom = None
+    stalled = facts.memory_stalls
+    if stalled is not None and facts.share(stalled.seconds) >= facts.limits.shown_share:
+        headroom = stalled
+        evidence.append(
+            Evidence(
+                says=f"tasks of this host wait for memory {milliseconds(stalled.seconds)} a step (Linux's pressure "
+                f"stall "
+                "information)",
+                values={"stall_seconds": stalled.seconds},
+            )
+        )
+        if faults := facts.major_faults_per_step:
+            evidence.append(
+                Evidence(
+                    says=f"the ranks read {faults:.0f} pages a step back from disk",
+                    values={"major_faults_per_step": faults},
+                )
+            )
+    retries = facts.summary["memory"]["alloc_retries"]
+    if retries:
+        evidence.append(
+            Evidence(
+                says=f"CUDA's allocator gave memory back and asked again {retries} times, each a stop of the device",
+                values={"alloc_retries": retries},
+            )
+        )
+    used = facts.memory_used_share
+    if used is not None and used >= facts.limits.memory_close:
+        evidence.append(Evidence(says=f"{used:.0%} of the memory limit was in use", values={"memory_used_share": used}))
+    if not evidence:
+        return None
+    micro = facts.config["micro_batch"]
+    options = {"checkpointing": "full"} if facts.config["checkpointing"] == "none" else {}
+    smaller = f"--micro-batch {micro // 2} --grad-accumulation {2 * facts.config['grad_accumulation']}"
+    if micro > 1:
+        options = {"micro_batch": micro // 2, "grad_accumulation": 2 * facts.config["grad_accumulation"]}
+    return Finding(
+        label="memory_pressure",
+        evidence=tuple(evidence),
+        remedy=Remedy(
+            says=f"{smaller if micro > 1 else '--checkpointing full'} needs less; so do a strategy that shards more, "
+            f"fewer "
+            "--workers, and a higher limit",
+            options=options,
+        ),
+        headroom=headroom,
+        why_no_headroom="" if headroom else "memory close to its limit costs no time until it ends the run",
+    )
+
+
+rule = Rule(label="memory_pressure", devices=("cpu", "cuda"), find=find)

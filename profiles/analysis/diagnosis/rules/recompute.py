@@ -1,0 +1,52 @@
+"""Activations are computed twice, where there may be room to keep them."""
+
+from __future__ import annotations
+
+from ..facts import Facts, milliseconds
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
+from ._contract import Rule
+
+ROOM = 0.8
+
+
+def find(facts: Facts) -> Answer:
+    how = facts.config.get("checkpointing", "none")
+    if how == "none":
+        return None
+    again = facts.recompute
+    if again is None:
+        return CannotTell(
+            label="recompute",
+            lacks="the time of recomputing activations, which compiled blocks do not show",
+            rerun="the run again without --compile, or with --checkpointing none to compare",
+        )
+    removed = {"backward": again}
+    used = facts.memory_used_share
+    evidence = [
+        Evidence(
+            says=f"--checkpointing {how} computes activations again for {milliseconds(float(again.mean()))} of a "
+            f"backward "
+            f"of {milliseconds(float(facts.own['backward'].mean()))}",
+            values={"recompute_seconds": float(again.mean()), "checkpointing": how},
+        )
+    ]
+    if used is not None:
+        evidence.append(Evidence(says=f"{used:.0%} of memory was in use at most", values={"memory_used_share": used}))
+    to = "none" if used is None or used < ROOM else "selective"
+    options = {"checkpointing": to} if to != how else {}
+    return Finding(
+        label="recompute",
+        evidence=tuple(evidence),
+        remedy=Remedy(
+            says=f"--checkpointing {to}: keep activations, if they fit in memory; --dry-run and the memory part of the "
+            "report tell"
+            if options
+            else "memory has no room for more activations: a smaller --micro-batch, or a strategy that shards more",
+            options=options,
+        ),
+        headroom=facts.counterfactual("no_recompute") or facts.headroom(removed),
+        removed=removed,
+    )
+
+
+rule = Rule(label="recompute", devices=("cpu", "cuda"), find=find)
