@@ -6,11 +6,17 @@ what they are named for: they wait, compute, read or allocate where a job at fau
 
 from __future__ import annotations
 
+import gc
+import io
+import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import distributed, nn
 from torch.nn import functional as F
 
@@ -40,8 +46,12 @@ class _Late(torch.autograd.Function):
 
 
 class Subject(nn.Module):
-    def __init__(self, width: int, inner: int, layers: int, slow: dict[str, float], slow_rank: int) -> None:
+    def __init__(
+        self, width: int, inner: int, layers: int, slow: dict[str, float], slow_rank: int, table: int, item: bool
+    ) -> None:
         super().__init__()
+        self.table = nn.Embedding(table, width) if table else None
+        self.item = item
         self.blocks = nn.ModuleList(Block(width, inner) for _ in range(layers))
         self.head = nn.Linear(width, 1)
         self.slow, self.slow_rank = slow, slow_rank
@@ -51,11 +61,25 @@ class Subject(nn.Module):
         if seconds := slow.get("forward"):
             time.sleep(seconds)
         x = batch["x"]
+        if self.table is not None:
+            x = x + self.table(batch["number"])
         for block in self.blocks:
             x = block(x)
+            if self.item:
+                float(x.mean().item())  # the host waits for the device here
         if seconds := slow.get("backward"):
             x = _Late.apply(x, seconds)
+        if "garbage" in batch:
+            _collect(int(batch["garbage"]))
         return (self.head(x).squeeze(-1).float() - batch["x"].sum(-1).sin()).square().mean()
+
+
+def _collect(count: int) -> None:
+    """Make `count` objects in cycles and have the collector find them, as code does that calls gc.collect() itself."""
+    for _ in range(count):
+        ring: list[Any] = []
+        ring.append(ring)
+    gc.collect()
 
 
 def _rank() -> int:
@@ -69,14 +93,40 @@ def build_model(
     slow_forward: float = 0.0,
     slow_backward: float = 0.0,
     slow_rank: int = 1,
+    table: int = 0,
+    item: bool = False,
+    ballast: str = "",
 ) -> nn.Module:
-    """A rank `slow_rank` of -1 is none."""
+    """`table` is the rows of an embedding; `ballast` is `PATH:PATH:SHARE`, files with the bytes used and their limit,
+    and up to which share of it memory is taken."""
+    if ballast:
+        _fill(*ballast.split(":"))
     slow = {"forward": slow_forward, "backward": slow_backward}
-    return Subject(width, inner, layers, {name: seconds for name, seconds in slow.items() if seconds}, slow_rank)
+    return Subject(
+        width, inner, layers, {name: seconds for name, seconds in slow.items() if seconds}, slow_rank, table, item
+    )
 
 
-def example_batch(size: int, width: int = 128, tokens: int = 256) -> dict[str, torch.Tensor]:
-    return {"x": torch.randn(size, tokens, width)}
+_held: list[bytes] = []
+
+
+def _fill(used: str, limit: str, share: str) -> None:
+    """Take memory until so much of the limit is used; what the run itself still takes comes on top."""
+    piece = 4 << 20
+    most = int(Path(limit).read_text()) * float(share)
+    while int(Path(used).read_text()) + piece < most:
+        _held.append(os.urandom(4096) * (piece // 4096))
+
+
+def example_batch(size: int, width: int = 128, tokens: int = 256, table: int = 0) -> dict[str, torch.Tensor]:
+    return _batch(size, tokens, width, table, torch.default_generator)
+
+
+def _batch(size: int, tokens: int, width: int, table: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    batch = {"x": torch.randn(size, tokens, width, generator=generator)}
+    if table:
+        batch["number"] = torch.randint(table, (size, tokens), generator=generator)
+    return batch
 
 
 def build_loader(
@@ -86,26 +136,89 @@ def build_loader(
     seed: int,
     width: int = 128,
     tokens: int = 256,
+    table: int = 0,
     slow_data: float = 0.0,
     slow_data_rank: int = -1,
-    read_seconds: float = 0.0,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches made beforehand, handed out in turn, each after what the fault has to do."""
+    uneven: float = 0.0,
+    images: int = 0,
+    decode: str = "scaled",
+    disk_bytes_per_second: float = 0.0,
+    sample_bytes: int = 1 << 20,
+    garbage: int = 0,
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Batches made beforehand, handed out in turn, each after what the fault has to do: wait (`slow_data` on
+    `slow_data_rank`, -1 is every rank), decode so many `images` a sample, read samples from a file at a rate.
+
+    `uneven` gives rank 1 so many times more tokens, and each batch a length of its own.
+    """
     generator = torch.Generator().manual_seed(seed * 1000 + rank)
-    made = [{"x": torch.randn(micro_batch, tokens, width, generator=generator)} for _ in range(4)]
-    late = slow_data if slow_data_rank in (-1, rank) else 0.0
-    return _Batches(made, late)  # pyright: ignore[reportReturnType]
+    lengths = [tokens] * 4
+    if uneven:
+        more = uneven if rank == 1 else 1.0
+        lengths = [round(tokens * more * (0.7 + 0.6 * float(torch.rand((), generator=generator)))) for _ in range(7)]
+    made = [_batch(micro_batch, length, width, table, generator) for length in lengths]
+    for batch in made:
+        if garbage:
+            batch["garbage"] = torch.tensor(garbage)
+    before: list[Callable[[], object]] = []
+    if slow_data and slow_data_rank in (-1, rank):
+        before.append(lambda: time.sleep(slow_data))
+    if images:
+        picture = _picture(seed)
+        before.append(lambda: [_decoded(picture, decode) for _ in range(images * micro_batch)])
+    if disk_bytes_per_second:
+        before.append(lambda: _read(micro_batch * sample_bytes, disk_bytes_per_second))
+    return _Batches(made, before)
 
 
 class _Batches:
-    def __init__(self, made: list[dict[str, torch.Tensor]], late: float) -> None:
-        self._made, self._late = made, late
+    def __init__(self, made: list[dict[str, torch.Tensor]], before: list[Callable[[], object]]) -> None:
+        self._made, self._before = made, before
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self._made:
-            if self._late:
-                time.sleep(self._late)
+            for act in self._before:
+                act()
             yield batch
+
+
+def _picture(seed: int) -> bytes:
+    """A JPEG of 1600x900 with something to decode in it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 90, 160, generator=generator)
+    pixels = F.interpolate(coarse, size=(900, 1600), mode="bilinear")[0].permute(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray((pixels * 255).byte().numpy()).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _decoded(picture: bytes, how: str) -> Image.Image:
+    """The picture at 160x90, decoded whole and then resized, or at the nearest size that JPEG gives cheaply."""
+    image = Image.open(io.BytesIO(picture))
+    if how == "scaled":
+        image.draft("RGB", (200, 112))
+    return image.convert("RGB").resize((160, 90), Image.Resampling.BILINEAR)
+
+
+def _read(count: int, bytes_per_second: float) -> None:
+    """Read `count` bytes of a file on a disk of that rate: each piece comes when it is due."""
+    begin, done = time.perf_counter(), 0
+    with _file().open("rb") as file:
+        while done < count:
+            file.seek(0)
+            done += max(1, len(file.read(min(_PIECE, count - done))))
+            time.sleep(max(0.0, begin + done / bytes_per_second - time.perf_counter()))
+
+
+_PIECE = 1 << 18
+
+
+def _file() -> Path:
+    """A file of one piece in this rank's temporary folder."""
+    path = Path(tempfile.gettempdir()) / f"subject-{os.getpid()}"
+    if not path.exists():
+        path.write_bytes(os.urandom(_PIECE))
+    return path
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,21 @@
+"""Every activation is computed again, with room for all of them."""
+
+from __future__ import annotations
+
+from ._contract import Planted, Scenario, subject
+
+
+def _with(tokens: float, how: str) -> Planted:
+    return Planted(options={**subject(tokens=round(tokens)), "micro_batch": 8, "checkpointing": how})
+
+
+scenario = Scenario(
+    name="full_recompute",
+    says="every activation is computed again in backward, with memory to spare",
+    label="recompute",
+    plant=lambda strength, world_size: _with(strength, "full"),
+    remove=lambda strength, world_size: _with(strength, "none"),
+    strengths=(256, 512),
+    unit="tokens in a row",
+    world_sizes=(1, 2),
+)

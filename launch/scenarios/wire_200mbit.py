@@ -1,0 +1,27 @@
+"""Two hosts on a wire that takes 200 Mbit a second."""
+
+from __future__ import annotations
+
+from ._contract import Planted, Scenario, subject
+from ._wire import ADDRESSES, two_hosts, why_not
+
+MEGABITS = 200
+PORT = 29517
+
+
+def _with(layers: float, megabits: float | None) -> Planted:
+    model = subject(width=256, inner=512, tokens=64, layers=round(layers))
+    options = {**model, "micro_batch": 4, "gpus": 1, "rendezvous": f"{ADDRESSES[0]}:{PORT}"}
+    return Planted(options=options, around=lambda: two_hosts(megabits))
+
+
+scenario = Scenario(
+    name="wire_200mbit",
+    says="two hosts on a wire that takes 200 Mbit a second",
+    label="comm_bandwidth",
+    plant=lambda strength, world_size: _with(strength, MEGABITS),
+    remove=lambda strength, world_size: _with(strength, None),
+    strengths=(4, 8),
+    unit="layers of 1 MiB",
+    why_not=why_not,
+)
