@@ -94,7 +94,8 @@ def made(
             RankRecords(
                 rank=rank, start=_start(rank, ranks), steps=tuple(records[rank]), events=tuple(events), memory=None,
                 memory_step=memory_step or COUNTED, window=None, comm_plans={0: plan}, blocks=tuple(blocks),
-                batches=None if batches is None else batches(rank), flops=flops, end=EndRecord(rss_peak_bytes=1), unreadable=0,
+                batches=None if batches is None else batches(rank), flops=flops,
+                end=EndRecord(rss_peak_bytes=1), unreadable=0,
             )
             for rank in range(ranks)
         ),
