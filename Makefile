@@ -11,7 +11,7 @@ override PY := $(VENV)/bin/python
 override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' -o -name 'page.*' -o -name 'plotly-*' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean verdict-score compare report
+.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean verdict-score compare report diagnose
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-13s %s\n' "$$t" "$$d"; done
@@ -43,6 +43,9 @@ compare: install ## hold runs against others: A=runs/x B=runs/y FAIL_IF=slower:5
 
 report: install ## rebuild the report of a run from its folder alone: RUN=runs/latest
 	@$(PY) -m scalelab.launch.make_front report
+
+diagnose: install ## what holds a run back: RUN=runs/latest, or SCENARIO=slow_loader to plant a fault first
+	@$(PY) -m scalelab.launch.make_front diagnose
 
 test: install ## the test suite
 	@$(PY) -m pytest

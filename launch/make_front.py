@@ -27,13 +27,14 @@ TARGETS = {
     "tensorboard": ("run", "port"),
     "compare": ("a", "b", "fail_if", "allow", "margin", "json"),
     "report": ("run", "json"),
+    "diagnose": ("run", "scenario", "seed", "gpus", "out", "json"),
 }
 FLAGS = ("dry_run", "json")
 # Short names of make's for options of long ones.
 SHORT = {"profile": "profile_steps"}
 REPEATED = "model_option"
-# Variables that are no option's value: the two sides of a comparison, in this order.
-PLACES = ("A", "B")
+# Variables that are no option's value but stand by themselves, in this order, by target.
+PLACES = {"compare": ("A", "B"), "report": ("RUN",), "diagnose": ("RUN",)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,14 +46,12 @@ def main(argv: Sequence[str]) -> int:
     if problems:
         print("\n".join(f"error: {plain(problem)}" for problem in problems), file=sys.stderr)
         return Exit.USAGE
-    if target == "report":
-        flags = [*options("json", variables.get("JSON", ""))]
-        return run_command(["report", *flags, "--", variables.get("RUN", "runs/latest")])
     if target == "tensorboard":
         return _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))
-    places = [variables.pop(name) for name in PLACES if name in variables]
-    given = (option for name, value in variables.items() for option in options(name, value))
-    code = run_command([target, *places, *given])
+    places = [variables.pop(name) for name in PLACES.get(target, ()) if name in variables]
+    given = [option for name, value in variables.items() for option in options(name, value)]
+    # What follows -- is no option, whatever it begins with.
+    code = run_command([target, *given, *(["--", *places] if places else [])])
     if code:
         print(f"exit code {int(code)} ({code.meaning}); make itself always ends with 2", file=sys.stderr)
     return code

@@ -37,6 +37,8 @@ def find_straggler(run: Run, exposed: Exposed, last: np.ndarray | None) -> Strag
     own = steps - exposed.total
     if own.shape[1] < 3:
         return f"{own.shape[1]} measured steps are too few to tell"
+    if len(own) < 2:
+        return "the records of other ranks are missing"
     rank = int(own.mean(axis=1).argmax())
     excess = _excess(own, rank)
     interval = block_bootstrap_mean(excess.tolist())

@@ -114,6 +114,14 @@ class Facts:
         part = np.minimum(seconds / np.maximum(self.own_total, 1e-12), 1.0)
         return {name: part * own for name, own in self.own.items()}
 
+    def computing(self, seconds: np.ndarray) -> dict[str, np.ndarray]:
+        """`seconds` in which a thread could have run, laid to the phases likewise; to `data`, where ranks mostly wait,
+        only what the others have no room for."""
+        busy = self.own_total - self.own["data"]
+        part = np.minimum(seconds / np.maximum(busy, 1e-12), 1.0)
+        rest = np.minimum(np.maximum(seconds - busy, 0.0), self.own["data"])
+        return {name: rest if name == "data" else part * own for name, own in self.own.items()}
+
     def _recorded(self, name: str) -> np.ndarray | None:
         """Number `name` of each step; None where a step has none."""
         found = self.run.column(name)

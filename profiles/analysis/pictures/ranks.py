@@ -15,7 +15,7 @@ SLOWEST_SHOWN = 8
 def ranks(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """Seconds of each phase by rank; of more than ROWS ranks, means of groups of neighbours, as ranks of one host are,
     and beside them the ranks with the most own time."""
-    rows = [row for row in summary["per_rank"] if row["phases"] and row["step_seconds"] is not None]
+    rows = [row for row in summary["per_rank"] or () if row["phases"] and row["step_seconds"] is not None]
     if not rows:
         return None
     size = -(-len(rows) // ROWS)

@@ -19,13 +19,13 @@ def verdict(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     best = max(told, key=lambda name: told[name]["headroom_seconds"], default=None)
     step = summary["step_seconds"]["mean"]
     return {
-        "finished": facts["state"] == FINISHED and summary["outcome"]["exit_code"] in (0, None),
+        "finished": facts["state"] == FINISHED and (summary["outcome"] or {}).get("exit_code") in (0, None),
         "largest": None if largest is None else {"phase": largest, **shares[largest]},
         "headroom": None
         if best is None
         else {"cause": best, **told[best], "share": None if not step else told[best]["headroom_seconds"] / step},
         "tried": sorted(tried),
-        "straggler": summary["comm"]["straggler"],
+        "straggler": (summary["comm"] or {}).get("straggler"),
         "growth_bytes_per_step": _growth(summary["memory"]),
     }
 

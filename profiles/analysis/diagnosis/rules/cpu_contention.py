@@ -16,7 +16,7 @@ def find(facts: Facts) -> Answer:
             rerun="on Linux with /proc/thread-self/schedstat",
             matters=False,
         )
-    if facts.share(float(facts.headroom(facts.spread(delay)).seconds)) < facts.limits.shown_share:
+    if facts.share(float(facts.headroom(facts.computing(delay)).seconds)) < facts.limits.shown_share:
         return None
     uses = facts.core_use
     if uses is None:
@@ -32,7 +32,7 @@ def find(facts: Facts) -> Answer:
     own = sum(use.own for use in uses)
     # Where the run itself has more threads than cores, they wait for each other as well.
     part = 1.0 if facts.threads_wanted <= cores else others / (others + own)
-    removed = facts.spread(delay * part)
+    removed = facts.computing(delay * part)
     worst, seconds = facts.ranks_by(delay.mean(axis=1))[0]
     evidence = [
         Evidence(

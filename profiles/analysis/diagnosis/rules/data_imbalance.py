@@ -40,7 +40,7 @@ def find(facts: Facts) -> Answer:
         )
     own = facts.own["forward"] + facts.own["backward"]
     if facts.run_delay is not None:
-        own = np.maximum(own - sum(facts.spread(facts.run_delay)[name] for name in ("forward", "backward")), 0.0)
+        own = np.maximum(own - sum(facts.computing(facts.run_delay)[name] for name in ("forward", "backward")), 0.0)
     fits = [fit for name, values in held.items() if (fit := _fit(name, values, own, facts)) is not None]
     if not fits:
         return None
