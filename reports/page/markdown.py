@@ -7,7 +7,8 @@ import re
 from .section import Block, Cell, Chart, Figures, More, Number, Paragraph, Report, Section, Table, Verbatim
 
 BAR = 20
-_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!]|^[-+](?=\s)|^\d+(?=[.)]))")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!]|^[-+](?=\s))")
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")  # would begin a list
 _AUTOLINK = re.compile(r"(?i)\b(https?|ftp|mailto|javascript|data|www)([:.])")
 
 
@@ -23,7 +24,8 @@ def escape(text: str) -> str:
     """`text` as itself: no markup, no HTML, no link, no line break."""
     line = " ".join(text.split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _AUTOLINK.sub(r"\1&#8203;\2", _SPECIAL.sub(r"\\\1", line))
+    line = _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", line))
+    return _AUTOLINK.sub(r"\1&#8203;\2", line)
 
 
 def _section(section: Section) -> list[str]:

@@ -19,11 +19,19 @@ from .tables import as_csv
 from .tidy import tidy
 
 PAGE, TWIN, TABLES = "report.html", "report.md", "report-tables"
+# What an imported run has none of, as sections read it: rows that are not there, and names that are not known.
+_NONE: Mapping[str, Any] = {
+    "events": [],
+    "per_rank": [],
+    "outcome": {"state": "imported", "exit_code": None},
+    "precision": dict.fromkeys(("name", "param", "compute", "grad", "reduce", "master")),
+}
 
 
 def write_run_report(folder: RunFolder, run: Run, summary: Mapping[str, Any]) -> None:
     """Write the report of `folder`, whose run and summary these are. Raises OutputError where the disk does not take
     it: what was there before is then still the old file or already the new one, each whole."""
+    summary = {**summary, **{name: none for name, none in _NONE.items() if summary[name] is None}}
     write(folder.path, run_report(summary, pictures(run, summary, folder)))
 
 
@@ -31,10 +39,11 @@ def run_report(summary: Mapping[str, Any], drawn: Mapping[str, Any]) -> Report:
     """The report of one run, from its summary and the data of its pictures."""
     summary, drawn = tidy(summary), tidy(drawn)
     world = f"{summary['world_size']} x {summary['device_name']}"
-    own = "its own loop" if summary["strategy"] == "own" else f"{summary['strategy']}, {summary['precision']['name']}"
+    how = f"{summary['strategy']}, {summary['precision']['name']}"
+    own = {"own": "its own loop", None: "imported"}.get(summary["strategy"], how)
     return Report(
         title=summary["name"],
-        subtitle=f"{summary['model']['name']} · {own} · {world} · {summary['run_id']}",
+        subtitle=" · ".join(filter(None, (summary["model"]["name"], own, world, summary["run_id"]))),
         sections=sections("run", summary, drawn),
         footer=f"Made by scalelab from the folder of run {summary['run_id']} alone. {TWIN} beside {PAGE} says the same "
         f"in plain text, {TABLES}/ holds every table as CSV, summary.json every number.",
