@@ -23,6 +23,8 @@ NUMBERS = (
     "grad_replicas",
     "recompute_seconds",
     "gc_seconds",
+    "on_core_seconds",
+    "run_delay_seconds",
 )
 _UNKNOWN_NS = -1
 

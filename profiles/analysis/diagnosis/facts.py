@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...records import StepRecord
 from ..communication import Communication, communication
 from ..load import Run
 from ..statistics import block_bootstrap_mean
@@ -123,27 +122,25 @@ class Facts:
         rest = np.minimum(np.maximum(seconds - busy, 0.0), self.own["data"])
         return {name: rest if name == "data" else part * own for name, own in self.own.items()}
 
-    def _recorded(self, value: Callable[[StepRecord], float | None]) -> np.ndarray | None:
-        """`value` of each step; None where a step has none."""
-        ranks, steps = self.run.ranks, self.run.complete_steps
-        if any(value(rank.measured[step]) is None for rank in ranks for step in steps):
-            return None
-        return self.run.matrix(lambda step: value(step) or 0.0)
+    def _recorded(self, name: str) -> np.ndarray | None:
+        """Number `name` of each step; None where a step has none."""
+        found = self.run.column(name)
+        return None if np.isnan(found).any() else found
 
     @functools.cached_property
     def run_delay(self) -> np.ndarray | None:
         """How long each rank's thread waited for a core."""
-        return self._recorded(lambda step: step.run_delay_seconds)
+        return self._recorded("run_delay_seconds")
 
     @functools.cached_property
     def garbage(self) -> np.ndarray | None:
         """The pauses of Python's garbage collector."""
-        return self._recorded(lambda step: step.gc_seconds)
+        return self._recorded("gc_seconds")
 
     @functools.cached_property
     def recompute(self) -> np.ndarray | None:
         """What went into computing activations again."""
-        return self._recorded(lambda step: step.recompute_seconds)
+        return self._recorded("recompute_seconds")
 
     @functools.cached_property
     def held(self) -> dict[str, np.ndarray] | None:

@@ -74,11 +74,10 @@ def major_faults_per_step(run: Run) -> float | None:
 def _within(run: Run, readings: Sequence[HostRecord]) -> list[HostRecord]:
     """Those from the first measured step's begin to the last one's end, on that host's clock. Without hosts' names in
     them, each file's clock is taken to be that of the ranks whose steps it covers."""
-    steps = run.complete_steps
     spans = []
-    for rank in run.ranks:
-        first, last = rank.measured[steps[0]], rank.measured[steps[-1]]
-        if first.begin_ns is not None and last.begin_ns is not None:
-            spans.append((first.begin_ns, last.begin_ns + last.seconds * 1e9))
+    for rank, places in zip(run.ranks, run.places, strict=True):
+        begins = rank.steps.begin_ns[places]
+        if begins.min() >= 0:
+            spans.append((begins[0], begins[-1] + rank.steps.numbers["seconds"][places[-1]] * 1e9))
     covered = [[each for each in readings if begin <= each.at_ns <= end] for begin, end in spans]
     return max(covered, key=len, default=[])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scalelab.profiles.analysis.columns import Steps
 from scalelab.profiles.analysis.diagnosis.diagnose import diagnose
 from scalelab.profiles.analysis.load import RankRecords, Run
 from scalelab.profiles.analysis.summary import summarise
@@ -92,7 +93,7 @@ def made(
         status={"state": "finished", "exit_code": 0},
         ranks=tuple(
             RankRecords(
-                rank=rank, start=_start(rank, ranks), steps=tuple(records[rank]), events=tuple(events), memory=None,
+                rank=rank, start=_start(rank, ranks), steps=Steps.of(records[rank]), events=tuple(events), memory=None,
                 memory_step=memory_step or COUNTED, window=None, comm_plans={0: plan}, blocks=tuple(blocks),
                 batches=None if batches is None else batches(rank), flops=flops,
                 end=EndRecord(rss_peak_bytes=1), unreadable=0,

@@ -95,22 +95,18 @@ def _latency_share(facts: Facts, calls: float) -> tuple[float, str]:
 def fit(run: Run, facts: Facts) -> tuple[float, float] | None:
     """Seconds per call and per byte of the collectives whose ends were stamped, by least squares of their medians, both
     at least 0; None where their sizes do not tell the two apart."""
-    times: dict[int, list[float]] = {}
-    steps = run.complete_steps
-    ranks = run.ranks
-    if len(ranks) < 2 or facts.known.split is None:
+    if len(run.ranks) < 2 or facts.known.split is None:
         return None
-    for step in steps:
-        records = [rank.measured[step].comm for rank in ranks]
-        if any(record is None or not record.exact for record in records):
-            continue
-        for index, rank in enumerate(ranks):
-            record = records[index]
-            assert record is not None
-            for place, collective in enumerate(rank.comm_plans[record.plan]):
-                end = record.ended_ns[place]
-                if end is not None and collective.kind != "barrier":
-                    times.setdefault(collective.payload_bytes, []).append((end - record.handed_in_ns[place]) * 1e-9)
+    comms = [rank.steps.comm.take(places) for rank, places in zip(run.ranks, run.places, strict=True)]
+    exact = np.logical_and.reduce([comm.exact for comm in comms])
+    times: dict[int, list[float]] = {}
+    for rank, comm in zip(run.ranks, comms, strict=True):
+        for step in np.flatnonzero(exact):
+            begin, end = comm.first[step], comm.first[step + 1]
+            took = (comm.ended[begin:end] - comm.handed_in[begin:end]) * 1e-9
+            for collective, seconds in zip(rank.comm_plans[int(comm.plan[step])], took.tolist(), strict=True):
+                if collective.kind != "barrier" and not np.isnan(seconds):
+                    times.setdefault(collective.payload_bytes, []).append(seconds)
     sizes = np.array(sorted(times), dtype=np.float64)
     if len(sizes) < 3 or sizes[-1] < 4 * sizes[0]:
         return None
