@@ -76,8 +76,8 @@ def _within(run: Run, readings: Sequence[HostRecord]) -> list[HostRecord]:
     them, each file's clock is taken to be that of the ranks whose steps it covers."""
     spans = []
     for rank, places in zip(run.ranks, run.places, strict=True):
-        first, last = rank.steps.begin_ns[places[[0, -1]]].tolist()
-        if min(first, last) >= 0:
-            spans.append((first, last + float(rank.steps.numbers["seconds"][places[-1]]) * 1e9))
+        begins = rank.steps.begin_ns[places]
+        if begins.min() >= 0:
+            spans.append((begins[0], begins[-1] + rank.steps.numbers["seconds"][places[-1]] * 1e9))
     covered = [[each for each in readings if begin <= each.at_ns <= end] for begin, end in spans]
     return max(covered, key=len, default=[])

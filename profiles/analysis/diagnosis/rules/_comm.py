@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,17 +95,18 @@ def _latency_share(facts: Facts, calls: float) -> tuple[float, str]:
 def fit(run: Run, facts: Facts) -> tuple[float, float] | None:
     """Seconds per call and per byte of the collectives whose ends were stamped, by least squares of their medians, both
     at least 0; None where their sizes do not tell the two apart."""
-    times: dict[int, list[float]] = {}
-    ranks = run.ranks
-    if len(ranks) < 2 or facts.known.split is None:
+    if len(run.ranks) < 2 or facts.known.split is None:
         return None
-    chosen = [rank.steps.comm.take(places) for rank, places in zip(ranks, run.places, strict=True)]
-    for step in np.flatnonzero(np.all([comm.exact for comm in chosen], axis=0)).tolist():
-        for rank, comm in zip(ranks, chosen, strict=True):
-            seconds = ((comm.ended - comm.handed_in)[comm.first[step] : comm.first[step + 1]] * 1e-9).tolist()
-            for collective, took in zip(rank.comm_plans[int(comm.plan[step])], seconds, strict=True):
-                if not math.isnan(took) and collective.kind != "barrier":
-                    times.setdefault(collective.payload_bytes, []).append(took)
+    comms = [rank.steps.comm.take(places) for rank, places in zip(run.ranks, run.places, strict=True)]
+    exact = np.logical_and.reduce([comm.exact for comm in comms])
+    times: dict[int, list[float]] = {}
+    for rank, comm in zip(run.ranks, comms, strict=True):
+        for step in np.flatnonzero(exact):
+            begin, end = comm.first[step], comm.first[step + 1]
+            took = (comm.ended[begin:end] - comm.handed_in[begin:end]) * 1e-9
+            for collective, seconds in zip(rank.comm_plans[int(comm.plan[step])], took.tolist(), strict=True):
+                if collective.kind != "barrier" and not np.isnan(seconds):
+                    times.setdefault(collective.payload_bytes, []).append(seconds)
     sizes = np.array(sorted(times), dtype=np.float64)
     if len(sizes) < 3 or sizes[-1] < 4 * sizes[0]:
         return None
