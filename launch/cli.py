@@ -13,7 +13,7 @@ from typing import NoReturn
 import orjson
 
 from .. import __version__  # pyright: ignore[reportMissingImports] (launch/entry, once installed)
-from ..reports.console import Steady, hush
+from ..reports.steady import Steady, hush
 from .errors import ConfigError, Exit, exit_code_of
 from .text import plain
 

@@ -12,27 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from . import strategies
 from .errors import ConfigError
+from .options import PlainText, option
 from .validation import unknown, validated
 
 _TARGET = re.compile(r"(?P<metric>[a-z_][a-z0-9_]*)>=(?P<value>[-+0-9.eE]+)")
 _SKIP = re.compile(r"skip:(?P<budget>[0-9]{1,9})", re.ASCII)
-
-
-def option(group: str, text: str, default: Any, **limits: Any) -> Any:
-    return Field(default=default, description=text, json_schema_extra={"group": group}, **limits)
-
-
-def _no_control_characters(text: Any) -> Any:
-    if isinstance(text, str) and any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError("a name without control characters such as a newline or a tab")
-    return text
-
-
-PlainText = Annotated[str, BeforeValidator(_no_control_characters)]
 
 
 def _policy(text: Any) -> Any:

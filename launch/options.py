@@ -9,13 +9,27 @@ import re
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
 from .validation import Model, validated
+
+
+def option(group: str, text: str, default: Any, **limits: Any) -> Any:
+    """A field of a model of options: its group in the help, its meaning, its default and its range."""
+    return Field(default=default, description=text, json_schema_extra={"group": group}, **limits)
+
+
+def _no_control_characters(text: Any) -> Any:
+    if isinstance(text, str) and any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("a name without control characters such as a newline or a tab")
+    return text
+
+
+PlainText = Annotated[str, BeforeValidator(_no_control_characters)]
 
 # Stands for an option that was given without a value.
 _BARE = "\0bare"

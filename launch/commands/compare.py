@@ -11,11 +11,10 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ...profiles.analysis.alike import CHECKS, unlike
-from ...reports.console import Steady
-from ..config import option
+from ...reports.steady import Steady
 from ..errors import ConfigError, Exit
 from ..gates import judged, parse_gates
-from ..options import read_options
+from ..options import option, read_options
 from ..text import all_plain, plain
 
 if TYPE_CHECKING:

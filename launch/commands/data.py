@@ -15,10 +15,9 @@ from ...data.generate import ensure_dataset, make_dataset
 from ...data.manifest import check_dataset, open_folder
 from ...data.spec import DatasetSpec, cache_folder
 from ...models.presets import load_preset, presets
-from ..config import PlainText, option
 from ..dataset import progress_bar, renderer_init
 from ..errors import ConfigError, Exit, PreflightError
-from ..options import read_options
+from ..options import PlainText, option, read_options
 from ..text import plain
 
 VERBS = {

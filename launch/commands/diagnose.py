@@ -14,12 +14,12 @@ from ...profiles.analysis.load import load_run
 from ...profiles.analysis.summary import summarise
 from ...profiles.analysis.traces import merge_traces, read_traces, trace_files
 from ...profiles.runfolder import RunFolder
-from ...reports.console import Console, Steady
+from ...reports.console import Console
 from ...reports.diagnosis_card import diagnosis_card
+from ...reports.steady import Steady
 from .. import devices
-from ..config import PlainText, option
 from ..errors import ConfigError, Exit
-from ..options import read_options
+from ..options import PlainText, option, read_options
 from ..scenarios import scenarios
 from ..scenarios._run import run_scenario
 from ..text import plain

@@ -12,14 +12,14 @@ from typing import Annotated
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from ...reports.console import Console, Steady
+from ...reports.console import Console
 from ...reports.doctor import calibration_table, check_line
+from ...reports.steady import Steady
 from .. import calibrations, devices
-from ..config import PlainText, option
 from ..doctor.calibrate import calibrate
 from ..doctor.checks import checks
 from ..errors import Exit
-from ..options import read_options
+from ..options import PlainText, option, read_options
 from ..text import plain
 
 SUMMARY = "Say what this machine can run, with OK, WARN or FAIL for each line. Exit code 3 when a line is FAIL."

@@ -21,11 +21,11 @@ from ...profiles.analysis.traces import MERGED, SUFFIXES, merge_traces, read_tra
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import writing
-from ...reports.console import Console, Steady
+from ...reports.console import Console
+from ...reports.steady import Steady
 from ...reports.trace import trace_table
-from ..config import PlainText, option
 from ..errors import ConfigError, Exit
-from ..options import read_options
+from ..options import PlainText, option, read_options
 from ..supervision.verdict import status
 from ..text import plain, redacted_argument
 

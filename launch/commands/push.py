@@ -9,9 +9,8 @@ from pathlib import Path
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from ..config import option
 from ..errors import ConfigError, Exit
-from ..options import read_options
+from ..options import option, read_options
 from ..text import plain
 
 SUMMARY = "Send a finished run to an experiment tracker: its series step by step, what it was and what it came to."
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     from ...profiles.analysis.summary import current_summary
     from ...profiles.analysis.tracked import tracked
     from ...profiles.runfolder import RunFolder
-    from ...reports.console import Steady
+    from ...reports.steady import Steady
     from .. import trackers
 
     path = Path(options.run).resolve()

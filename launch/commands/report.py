@@ -11,9 +11,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from ...profiles.storage import OutputError
-from ..config import option
 from ..errors import ConfigError, Exit
-from ..options import read_options
+from ..options import option, read_options
 from ..text import plain
 
 if TYPE_CHECKING:
@@ -125,7 +124,8 @@ def _sweep(path: Path, options: ReportOptions, given: Given, *, as_json: bool) -
 
 
 def _show(table: Any, *places: tuple[str, Path]) -> None:
-    from ...reports.console import Console, Steady
+    from ...reports.console import Console
+    from ...reports.steady import Steady
 
     Console(sys.stdout).print(table)
     for name, place in places:

@@ -12,7 +12,7 @@ import orjson
 from ...models.contract import source_sha256
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
-from ...reports.console import Steady
+from ...reports.steady import Steady
 from .. import calibrations, devices, environment, strategies
 from ..config import RunConfig, build, is_user_model, name_of, parse_target
 from ..errors import Exit

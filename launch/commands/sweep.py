@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from ...profiles.sweepfolder import SweepFolder, SweepPlan
-from ...reports.console import Steady
+from ...reports.steady import Steady
 from .. import devices
 from ..config import RunConfig
 from ..devices import Devices

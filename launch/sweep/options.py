@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, create_model
 
 from .. import strategies
-from ..config import PlainText, RunConfig, option
+from ..config import RunConfig
 from ..errors import ConfigError
+from ..options import PlainText, option
 from ..validation import unknown, validated
 
 RECIPES = Path(__file__).parent / "recipes"
