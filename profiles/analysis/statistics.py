@@ -25,9 +25,14 @@ def block_bootstrap_mean(series: Sequence[float], seed: int = 0) -> tuple[float,
     blocks = -(-count // length)
     generator = np.random.Generator(np.random.Philox(seed))
     starts = generator.integers(0, count - length + 1, size=(RESAMPLES, blocks))
-    drawn = values[(starts[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]]
-    low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+    lengths = np.full(blocks, length)
+    lengths[-1] = count - length * (blocks - 1)
+    # Sums up to each place, of differences from the mean, so that long series lose no digits.
+    mean = values.mean()
+    sums = np.concatenate([[0.0], np.cumsum(values - mean)])
+    drawn = (sums[starts + lengths] - sums[starts]).sum(axis=1) / count
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(mean + low), float(mean + high)
 
 
 def spread(series: Sequence[float]) -> dict[str, float | list[float] | None]:
