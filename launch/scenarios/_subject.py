@@ -95,12 +95,8 @@ def build_model(
     slow_rank: int = 1,
     table: int = 0,
     item: bool = False,
-    ballast: str = "",
 ) -> nn.Module:
-    """`table` is the rows of an embedding; `ballast` is `PATH:PATH:SHARE`, files with the bytes used and their limit,
-    and up to which share of it memory is taken."""
-    if ballast:
-        _fill(*ballast.split(":"))
+    """`table` is the rows of an embedding."""
     slow = {"forward": slow_forward, "backward": slow_backward}
     return Subject(
         width, inner, layers, {name: seconds for name, seconds in slow.items() if seconds}, slow_rank, table, item
@@ -111,11 +107,17 @@ _held: list[bytes] = []
 
 
 def _fill(used: str, limit: str, share: str) -> None:
-    """Take memory until so much of the limit is used; what the run itself still takes comes on top."""
+    """Take memory until so much of the limit is used, cached files aside, which the kernel gives up first; what the run
+    itself still takes comes on top."""
     piece = 4 << 20
     most = int(Path(limit).read_text()) * float(share)
-    while int(Path(used).read_text()) + piece < most:
+    while int(Path(used).read_text()) - _cached(Path(used)) + piece < most:
         _held.append(os.urandom(4096) * (piece // 4096))
+
+
+def _cached(used: Path) -> int:
+    fields = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
+    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
 
 
 def example_batch(size: int, width: int = 128, tokens: int = 256, table: int = 0) -> dict[str, torch.Tensor]:
@@ -145,12 +147,16 @@ def build_loader(
     disk_bytes_per_second: float = 0.0,
     sample_bytes: int = 1 << 20,
     garbage: int = 0,
+    ballast: str = "",
 ) -> Iterable[dict[str, torch.Tensor]]:
     """Batches made beforehand, handed out in turn, each after what the fault has to do: wait (`slow_data` on
     `slow_data_rank`, -1 is every rank), decode so many `images` a sample, read samples from a file at a rate.
 
-    `uneven` gives rank 1 so many times more tokens, and each batch a length of its own.
+    `uneven` gives rank 1 so many times more tokens, and each batch a length of its own. `ballast` is
+    `PATH:PATH:SHARE`, a cgroup's files with the bytes used and their limit, and up to which share memory is taken.
     """
+    if ballast:
+        _fill(*ballast.split(":"))
     generator = torch.Generator().manual_seed(seed * 1000 + rank)
     lengths = [tokens] * 4
     if uneven:

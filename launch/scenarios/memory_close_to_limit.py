@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ._contract import Planted, Scenario, subject
 
-LIMIT_BYTES = 3 << 30
+LIMIT_BYTES = 4 << 30
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 NAME = f"scalelab-scenario-{os.getpid()}-{secrets.token_hex(2)}"
 
@@ -59,7 +59,7 @@ scenario = Scenario(
     label="memory_pressure",
     plant=lambda strength, world_size: _with(strength),
     remove=lambda strength, world_size: _with(0.0),
-    strengths=(0.955, 0.97),
+    strengths=(0.93, 0.945),
     unit="of the limit before the first step",
     world_sizes=(1,),
     why_not=_why_not,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -69,43 +69,34 @@ def _unfit(run: Run, limits: Thresholds) -> CannotTell | None:
 
 
 def once(findings: list[Finding], facts: Facts) -> list[Finding]:
-    """Findings with the seconds that two of them take counted under the first, in the order of `rules`."""
-    taken: dict[str, np.ndarray] = {}
-    found = []
+    """Findings, in the order of `rules`, with the seconds that two of them take counted under the first: a cause has at
+    most what those before it left of a phase, and none of what one of them `explains`."""
+    found: list[Finding] = []
+    lefts: list[tuple[str, dict[str, np.ndarray]]] = []
     for finding in findings:
         left = {}
         for phase, seconds in finding.removed.items():
-            left[phase] = seconds - taken[phase] if phase in taken else seconds
-            left[phase] = np.where(seconds > 0, np.maximum(left[phase], 0.0), seconds) if phase in taken else seconds
-        if any(left[phase] is not finding.removed[phase] for phase in left):
-            before = float(facts.saved(finding.removed).mean())
-            net = facts.headroom(left)
-            if before > 0 and net.seconds < 0.9 * before and finding.headroom is not None:
-                share = max(0.0, net.seconds / before)
-                found.append(_reduced(finding, share, net))
-                _take(taken, left)
-                continue
-        found.append(finding)
-        _take(taken, left)
+            takers = [(label, each[phase]) for label, each in lefts if phase in each]
+            explained = sum((each for label, each in takers if finding.label in rules()[label].explains), np.zeros(()))
+            rest = seconds - explained
+            if phase in facts.own:
+                rest = np.minimum(rest, facts.own[phase] - sum((each for _, each in takers), np.zeros(())))
+            # What a cause gives back to other ranks (below zero) is not taken by anyone.
+            left[phase] = np.where(seconds > 0, np.maximum(rest, 0.0), seconds)
+        lefts.append((finding.label, {phase: np.maximum(each, 0.0) for phase, each in left.items()}))
+        found.append(_reduced(finding, left, facts))
     return found
 
 
-def _take(taken: dict[str, np.ndarray], seconds: Mapping[str, np.ndarray]) -> None:
-    for phase, each in seconds.items():
-        taken[phase] = taken.get(phase, 0.0) + np.maximum(each, 0.0)
-
-
-def _reduced(finding: Finding, share: float, net: Headroom) -> Finding:
-    """`finding` with what is left of its seconds once a more particular cause is gone."""
-    assert finding.headroom is not None
-    method = f"{net.method}; {1 - share:.0%} of it is counted under a more particular cause"
-    return Finding(
-        label=finding.label,
-        evidence=finding.evidence,
-        remedy=finding.remedy,
-        headroom=Headroom(seconds=net.seconds, ci95=net.ci95, method=method),
-        removed=finding.removed,
-    )
+def _reduced(finding: Finding, left: Mapping[str, np.ndarray], facts: Facts) -> Finding:
+    """`finding` with what is left of its seconds, where that is much less than it took alone."""
+    if finding.headroom is None or not finding.removed:
+        return finding
+    before, net = float(facts.saved(finding.removed).mean()), facts.headroom(left)
+    if before <= 0 or net.seconds >= 0.9 * before:
+        return finding
+    method = f"{net.method}; {1 - max(0.0, net.seconds / before):.0%} of it is counted under a more particular cause"
+    return replace(finding, headroom=Headroom(seconds=net.seconds, ci95=net.ci95, method=method))
 
 
 def _told(

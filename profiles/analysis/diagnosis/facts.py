@@ -133,6 +133,11 @@ class Facts:
         return self._recorded("run_delay_seconds")
 
     @functools.cached_property
+    def on_core(self) -> np.ndarray | None:
+        """How long each rank's thread was on a core; None on a device of its own, where it only launches."""
+        return self._recorded("on_core_seconds") if self.device == "cpu" else None
+
+    @functools.cached_property
     def garbage(self) -> np.ndarray | None:
         """The pauses of Python's garbage collector."""
         return self._recorded("gc_seconds")

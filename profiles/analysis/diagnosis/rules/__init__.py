@@ -20,7 +20,7 @@ def rules() -> dict[str, Rule]:
             name
             for name in found
             if name not in ordered
-            and not any(name in rule.explains for other, rule in found.items() if other not in ordered)
+            and not any(name in (*rule.explains, *rule.before) for other, rule in found.items() if other not in ordered)
         ]
         assert ready, "rules explain each other in a circle"
         ordered |= {name: found[name] for name in ready}

@@ -11,14 +11,18 @@ from ..finding import Answer
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """`find` is a pure function. A run on another device, or of fewer ranks, is not asked. Seconds that this cause
-    and one of those it `explains` both take are counted here."""
+    """`find` is a pure function. A run on another device, or of fewer ranks, is not asked.
+
+    Of seconds that two causes take, this one's are counted first where it comes `before` the other; where it `explains`
+    the other, the other has none of them: a rank that is late because of its data is not late for a second reason.
+    """
 
     label: str
     devices: tuple[str, ...]
     find: Callable[[Facts], Answer]
     least_ranks: int = 1
     explains: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
     def can_occur(self, facts: Facts) -> bool:
         return facts.device in self.devices and facts.world_size >= self.least_ranks

@@ -65,5 +65,6 @@ rule = Rule(
     label="cpu_contention",
     devices=("cpu", "cuda"),
     find=find,
-    explains=("straggler_rank", "input_bound", "optimizer_bound", "launch_bound", "recompute", "precision_unused"),
+    explains=("straggler_rank",),
+    before=("input_bound", "optimizer_bound", "launch_bound", "recompute", "precision_unused"),
 )

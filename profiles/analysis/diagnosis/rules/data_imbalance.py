@@ -38,9 +38,8 @@ def find(facts: Facts) -> Answer:
             rerun="the run again to its end, under scalelab run",
             matters=False,
         )
-    own = facts.own["forward"] + facts.own["backward"]
-    if facts.run_delay is not None:
-        own = np.maximum(own - sum(facts.computing(facts.run_delay)[name] for name in ("forward", "backward")), 0.0)
+    # What others on its core take of a rank's time follows nothing that its batch holds.
+    own = facts.own["forward"] + facts.own["backward"] if facts.on_core is None else facts.on_core
     fits = [fit for name, values in held.items() if (fit := _fit(name, values, own, facts)) is not None]
     if not fits:
         return None

@@ -109,4 +109,4 @@ def _remedy(facts: Facts) -> Remedy:
     )
 
 
-rule = Rule(label="launch_bound", devices=("cpu", "cuda"), find=find, explains=("optimizer_bound",))
+rule = Rule(label="launch_bound", devices=("cpu", "cuda"), find=find, before=("optimizer_bound",))

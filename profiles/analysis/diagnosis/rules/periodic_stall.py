@@ -108,5 +108,5 @@ rule = Rule(
     label="periodic_stall",
     devices=("cpu", "cuda"),
     find=find,
-    explains=("input_bound", "optimizer_bound", "straggler_rank"),
+    before=("input_bound", "optimizer_bound", "straggler_rank"),
 )

@@ -64,5 +64,5 @@ rule = Rule(
     devices=("cpu", "cuda"),
     least_ranks=2,
     find=find,
-    explains=("input_bound", "h2d_bound", "optimizer_bound"),
+    before=("input_bound", "h2d_bound", "optimizer_bound"),
 )
