@@ -105,6 +105,14 @@ def _refuse(a: Side, b: Side, allowed: set[str]) -> None:
         for word, fields in found.items()
         for name, (left, right) in fields.items()
     ]
+    if not problems and "different-batch" in unlike(a.runs[0], b.runs[0]):
+        path = "throughput.samples_per_second"
+        lacking = [run for run in (*a.runs, *b.runs) if run.at(path) is None]
+        if lacking:
+            told = [f"{run.name}: samples per second are not known: {run.why_not(path)}" for run in lacking]
+            raise ConfigError(
+                told, hint="of different batches only rates can be compared: count samples, or give one batch"
+            )
     if problems:
         raise ConfigError(problems, hint=f"--allow {','.join(found)} compares them all the same")
 

@@ -67,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
             _report(path, options, as_json="json" in flags)
         except OutputError:
             raise
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            problems.append(f"{path}: its files lack what a report needs ({type(error).__name__}: {error})")
+            hints.append("it was written by an older scalelab, or only half; the runs that are whole can be reported")
         except ValueError as error:
             problems.append(str(error))
             hints.append(getattr(error, "hint", "") or HINT)

@@ -60,7 +60,7 @@ def communication(run: Run) -> Communication:
         zeros = np.zeros((1, len(steps)))
         return Communication(exposed=Exposed(total=zeros, phases={}), split=None, plans=[])
     if not steps:
-        return Communication(exposed=None, split=None, plans=[], why_unknown="no measured step was recorded")
+        return Communication(exposed=None, split=None, plans=[], why_unknown=run.why_no_step)
     ranks = []
     for rank, places in zip(run.ranks, run.places, strict=True):
         comm, begin_ns = rank.steps.comm.take(places), rank.steps.begin_ns[places]

@@ -133,7 +133,7 @@ def compared_run(folder: RunFolder) -> ComparedRun:
     if status is None:
         raise UnfitError(f"{name}: it has no status.json, so how it ended is not known")
     if not summary["step_seconds"]["mean"]:
-        raise UnfitError(f"{name}: no measured step was finished")
+        raise UnfitError(f"{name}: {run.why_no_step}")
     made = None if attempt is None else (place, attempt.repeat)
     return ComparedRun(path=folder.path, facts=run.run_json, summary=summary, round=made)
 

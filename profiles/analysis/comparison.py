@@ -59,8 +59,19 @@ def compare(a: Side, b: Side, *, stored: Stored | None = None, margin: float = M
         )
         stored = None
     against = Against(a, b, None if stored is None else stored.spread, margin, why_no_spread)
-    per = "sample" if "different-batch" in apart else "step"
+    runs = (*a.runs, *b.runs)
+    batches_unknown = any(run.facts["config"].get("global_batch") is None for run in runs)
+    rates_known = all(run.at("throughput.samples_per_second") is not None for run in runs)
+    per = "sample" if "different-batch" in apart or (batches_unknown and rates_known) else "step"
     effects = {measure.name: effect_of(measure, against, null) for measure in MEASURES}
+    prices = {run.at("cost.usd_per_gpu_hour") for run in runs}
+    notes = []
+    if len(prices) > 1 and "different-device" not in apart:
+        notes.append("the sides have one kind of device at different prices: money is not compared, hours are")
+        effects["usd_per_million_samples"] = None
+        reasons.setdefault("effects.usd_per_million_samples", notes[-1])
+    if batches_unknown and not rates_known:
+        notes.append("samples a step are not known of both sides: a step of one may do more than one of the other's")
     if effects["usd_per_million_samples"] is None:
         # Said once, by the hours: a side without a price costs no money that is known.
         reasons.pop("effects.usd_per_million_samples")
@@ -82,14 +93,14 @@ def compare(a: Side, b: Side, *, stored: Stored | None = None, margin: float = M
         "loss": same_losses(a.runs[0], b.runs[0], null),
         "causes": causes(a.runs, b.runs, per, against.raw, null),
         "repeats": _repeats(difference_, against, stored, null),
-        "notes": _notes(a, b, effects, per),
+        "notes": [*notes, *_notes(a, b, effects, per)],
         "reasons": dict(sorted(reasons.items())),
     }
 
 
 def _verdict(effect: Mapping[str, Any] | None, of: str) -> dict[str, Any]:
     """The answer in one word, with the effect on time: the longer B takes, the larger."""
-    assert effect is not None, "a run without a step or a rate is not compared"
+    assert effect is not None, "a run without a step is not compared, nor a batch that is not known per sample"
     low, high = effect["ci95"] or (None, None)
     if of == "step_seconds":
         time = effect["effect"], None if low is None else [low, high]

@@ -52,7 +52,7 @@ def _hours(summary: Mapping[str, Any], samples: float | None, null: Null) -> dic
     names = ("device_hours_per_million_samples", "device_hours_ci95", "gpu_hours_per_million_samples")
     found: dict[str, Any] = dict.fromkeys(names)
     if seconds["mean"] is None or samples is None:
-        why = NOT_COUNTED if samples is None else "no measured step was finished"
+        why = NOT_COUNTED if samples is None else summary["reasons"]["step_seconds.mean"]
         for name in names:
             null(f"cost.{name}", why)
     else:

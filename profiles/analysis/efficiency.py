@@ -102,7 +102,7 @@ def efficiency(
     elif found["peak"] is None:
         why = f"no peak to hold it against: {why}"
     elif step_seconds["mean"] is None or samples is None:
-        why = "no measured step was finished"
+        why = run.why_no_step
     else:
         rate = samples / step_seconds["mean"]
         limit = found["peak"]["flops_per_second"] * found["peak"]["devices"]

@@ -89,14 +89,32 @@ class Run:
     """Readings of each host's cores and memory."""
 
     @functools.cached_property
+    def missing_ranks(self) -> list[int]:
+        """Ranks of the run without a file: what is said over all ranks is not known then."""
+        known = {rank.rank for rank in self.ranks}
+        return [rank for rank in range(self.run_json.get("world_size", 0)) if rank not in known] if known else []
+
+    @property
+    def why_no_step(self) -> str:
+        """Why no measured step is known that every rank finished."""
+        if not self.missing_ranks:
+            return "no measured step was recorded"
+        names = ", ".join(map(str, self.missing_ranks[:8])) + (" and others" if len(self.missing_ranks) > 8 else "")
+        return f"the records of rank {names} are missing"
+
+    @functools.cached_property
     def complete_steps(self) -> list[int]:
         """Measured steps that every rank finished."""
+        if self.missing_ranks:
+            return []
         finished = [set(rank.steps.place) for rank in self.ranks]
         return sorted(set.intersection(*finished)) if finished else []
 
     @functools.cached_property
     def trained_steps(self) -> list[int]:
         """Steps that every rank finished, warm-up included."""
+        if self.missing_ranks:
+            return []
         finished = [set(rank.steps.step.tolist()) for rank in self.ranks]
         return sorted(set.intersection(*finished)) if finished else []
 

@@ -21,7 +21,7 @@ def step_seconds(run: Run, null: Null) -> dict[str, Any]:
     """Spread of the step over steps, each step being the mean over ranks."""
     steps = run.complete_steps
     windows = [rank.window for rank in run.ranks if rank.window]
-    if not steps and windows and len(windows) == len(run.ranks):
+    if not steps and windows and len(windows) == len(run.ranks) and not run.missing_ranks:
         for name in ("median", "p10", "p90", "p99", "ci95"):
             null(f"step_seconds.{name}", "--probe off: the measured window is timed as a whole")
         return {**spread([]), "mean": float(np.mean([window.seconds / window.steps for window in windows]))}
@@ -30,7 +30,7 @@ def step_seconds(run: Run, null: Null) -> dict[str, Any]:
         if value is None:
             null(
                 f"step_seconds.{name}",
-                f"{len(steps)} measured steps are too few" if steps else "no measured step was finished",
+                f"{len(steps)} measured steps are too few" if steps else run.why_no_step,
             )
     return found
 
@@ -42,13 +42,18 @@ def samples_per_step(run: Run) -> float | None:
     return float(run.column("samples").sum(axis=0).mean()) or None
 
 
-def throughput(step_seconds: Mapping[str, Any], samples: float | None, null: Null) -> dict[str, Any]:
+def throughput(
+    step_seconds: Mapping[str, Any],
+    samples: float | None,
+    null: Null,
+    why_no_step: str = "no measured step was recorded",
+) -> dict[str, Any]:
     mean, interval = step_seconds["mean"], step_seconds["ci95"]
     if samples is None:
         why = "samples were not counted: probe.batches(loader) counts them"
         return nulls("throughput", ("samples_per_second", "ci95"), why, null)
     if mean is None:
-        null("throughput.samples_per_second", "no measured step was finished")
+        null("throughput.samples_per_second", why_no_step)
     if interval is None:
         null("throughput.ci95", "the step has no interval")
     return {
@@ -62,7 +67,7 @@ def phases(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(ALL_PHASES)
     if not run.complete_steps:
         for name in ALL_PHASES:
-            null(f"phases.{name}", "no measured step was recorded")
+            null(f"phases.{name}", run.why_no_step)
         return found
     total = run.step_seconds
     ledger = own_phases(run, known.exposed)
@@ -100,7 +105,7 @@ def detail(run: Run, communication: Communication, null: Null) -> dict[str, Any]
     elif how != "none":
         null("detail.recompute_seconds", "recompute is part of backward and was not timed apart")
     if not run.complete_steps:
-        null("detail.host_data_seconds", "no measured step was recorded")
+        null("detail.host_data_seconds", run.why_no_step)
     collected = run.column("gc_seconds")
     paused = float(collected.mean()) if collected.size and not np.isnan(collected).any() else None
     if paused is None:
@@ -150,7 +155,7 @@ def per_rank(run: Run, known: Communication, null: Null) -> list[dict[str, Any]]
         null("per_rank.host", "the rank's first record is missing")
     for name in ("phases", "step_seconds", "own_seconds", "waiting_seconds"):
         if any(row[name] is None for row in rows):
-            why = known.why_unknown or known.why_not_split if run.complete_steps else "no measured step was recorded"
+            why = known.why_unknown or known.why_not_split if run.complete_steps else run.why_no_step
             null(f"per_rank.{name}", why)
     return rows
 

@@ -157,7 +157,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
             "profiled": min((len(row["steps"]) for row in rows if row["unusable"] is None), default=0),
             "skipped": min((int(rank.steps.skipped.sum()) for rank in run.ranks), default=0),
         },
-        "throughput": throughput(seconds, samples, null),
+        "throughput": throughput(seconds, samples, null, run.why_no_step),
         "step_seconds": seconds,
         "phases": phases(run, known, null),
         "detail": detail(run, known, null),
@@ -182,7 +182,8 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
     summary["cost"] = cost(run, {**summary, "reasons": reasons}, samples, prices, null)
     summary["quality"]["usd_to_target"] = usd_to_target(summary["quality"], facts["world_size"], prices.hour, null)
     if summary["loss"] is None:
-        null("loss", "no step was recorded" + (" (--probe off)" if config["probe"] == "off" else ""))
+        off = " (--probe off)" if config["probe"] == "off" else ""
+        null("loss", run.why_no_step if run.missing_ranks else f"no step was recorded{off}")
     elif config["strategy"] == "own" and not any(rank.steps.losses[1].any() for rank in run.ranks):
         summary["loss"] = None
         null("loss", "the loop did not tell its losses; probe.loss(loss) does")

@@ -191,7 +191,7 @@ def _p99_h2d(run: Run, null: Null) -> float | None:
     if run.run_json["config"]["device"] == "cpu":
         null("utilization.p99_h2d_seconds", NO_GPU)
     elif steps < P99_STEPS:
-        why = f"{steps} measured steps are too few" if steps else "no measured step was recorded"
+        why = f"{steps} measured steps are too few" if steps else run.why_no_step
         null("utilization.p99_h2d_seconds", why)
     else:
         return float(np.quantile(run.phase_seconds["h2d"].mean(axis=0), 0.99))
@@ -203,7 +203,7 @@ def _cards(run: Run) -> list[_Card]:
     if run.run_json["config"]["device"] == "cpu":
         raise _UnknownError(NO_GPU)
     if not run.complete_steps:
-        raise _UnknownError("no measured step was recorded")
+        raise _UnknownError(run.why_no_step)
     if not run.telemetry:
         raise _UnknownError("no telemetry was recorded: scalelab run does that on CUDA, for its own ranks")
     ranks = {rank.rank: rank for rank in run.ranks}

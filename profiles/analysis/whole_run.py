@@ -45,6 +45,8 @@ def whole_run(run: Run, null: Null) -> dict[str, Any] | None:
 
 def _ends(run: Run) -> tuple[RankRecords, float, float] | str:
     """Rank 0, and when the run began and ended on its host's monotonic clock; or why that is not known."""
+    if run.missing_ranks:
+        return run.why_no_step
     rank = next((rank for rank in run.ranks if rank.rank == 0), None)
     began = run.run_json.get("began")
     if rank is None or not len(rank.steps) or rank.steps.begin_ns[0] < 0:
