@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,8 +42,12 @@ def _limited() -> Iterator[Sequence[Sequence[str]]]:
         (place / found[2]).write_text(str(LIMIT_BYTES))
         yield (("sh", "-c", f'echo $$ > {place}/cgroup.procs && exec "$@"', "sh"),)
     finally:
-        with contextlib.suppress(OSError):
-            place.rmdir()
+        # It is in use until the last process in it is gone, a moment after the run is.
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                place.rmdir()
+                break
+            time.sleep(0.1)
 
 
 def _with(share: float) -> Planted:
