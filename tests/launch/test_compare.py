@@ -28,8 +28,16 @@ from tests.profiles.test_summary import folder_with, run_json, step
 RATES = [10.0, 10.2, 9.9, 10.1, 9.8]
 
 
-def made(out: Path, seconds: float, *, spread: list[float] | None = None, facts: Any = (), **config: Any) -> Path:
-    """A finished run of two ranks whose measured steps take `seconds`."""
+def made(
+    out: Path,
+    seconds: float,
+    *,
+    spread: list[float] | None = None,
+    facts: Any = (),
+    samples: int = 4,
+    **config: Any,
+) -> Path:
+    """A finished run, of two ranks unless told, whose measured steps take `seconds`."""
     given = {"seed": 0, "model_option": {}, "checkpointing": "none", **config}
     about = {
         **run_json(2, **given),
@@ -41,12 +49,12 @@ def made(out: Path, seconds: float, *, spread: list[float] | None = None, facts:
         **dict(facts),
     }
     records = [
-        step(0, 9 * seconds, "warmup"),
-        *(step(index, seconds) for index in range(1, 5)),
+        step(0, 9 * seconds, "warmup", samples=samples),
+        *(step(index, seconds, samples=samples) for index in range(1, 5)),
         MemoryRecord(step=1, parameters_bytes=100, gradients_bytes=50, optimizer_bytes=200),
     ]
     out.mkdir(parents=True, exist_ok=True)
-    return folder_with(out, about, records, records).path
+    return folder_with(out, about, *[records] * about["world_size"]).path
 
 
 def calibration(rates: list[float]) -> dict[str, Any]:
@@ -445,9 +453,9 @@ def test_cells_that_cannot_be_compared(tmp_path: Path) -> None:
 
 def test_ranks_that_differ_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A shorter step on more ranks may cost more: said beside the verdict."""
-    found = told(capsys, str(made(tmp_path, 1.0)), str(made(tmp_path, 1.0, facts={"world_size": 4})))
+    found = told(capsys, str(made(tmp_path, 1.0)), str(made(tmp_path, 0.75, samples=2, facts={"world_size": 4})))
     assert any("2 ranks against 4" in note for note in found["notes"])
-    assert found["effects"]["device_hours_per_million_samples"]["effect"] == pytest.approx(1.0)
+    assert found["effects"]["device_hours_per_million_samples"]["effect"] == pytest.approx(0.5)
 
 
 def test_losses_that_part_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

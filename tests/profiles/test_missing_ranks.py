@@ -8,13 +8,15 @@ import pytest
 from scalelab.profiles.analysis.compared import UnfitError, compared_run
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.records import Record
 
-from tests.profiles.test_summary import folder_with, step
+from tests.profiles.test_summary import folder_with, run_json, step
 
 
 def test_figures_over_ranks_are_null_and_name_the_missing_rank(tmp_path: Path) -> None:
     """Half the samples are not half the throughput."""
-    folder = folder_with(tmp_path, [[step(index) for index in range(4)] for _ in range(2)])
+    ranks: list[list[Record]] = [[step(index, 1.0) for index in range(4)] for _ in range(2)]
+    folder = folder_with(tmp_path, run_json(), *ranks)
     whole = summarise(load_run(folder))
     assert whole["throughput"]["samples_per_second"]
     folder.rank_file(1).unlink()
