@@ -109,7 +109,7 @@ def run_sweep(
             if (other.cell, other.repeat) != (name, repeat):
                 display.judged(other)
     if not interrupts.count:
-        for other in gate.judge(attempts, last=True):
+        for other in gate.judge(attempts):
             display.judged(other)
     left = len(missing(folder, plan, attempts, repeats)) if interrupts.count else 0
     return Outcome(_exit_code(plan, attempts, interrupts), attempts, left)

@@ -24,7 +24,9 @@ from scalelab.launch.sweep.opening import opened, plan_of
 from scalelab.launch.sweep.options import SweepOptions, request
 from scalelab.launch.sweep.runner import Outcome, expected_seconds, run_sweep
 from scalelab.profiles.analysis.parity import PARITY
+from scalelab.profiles.analysis.prices import Given
 from scalelab.profiles.analysis.summary import write_summary
+from scalelab.profiles.analysis.sweep import summarise_sweep
 from scalelab.profiles.records import Record
 from scalelab.profiles.runfolder import SchemaError
 from scalelab.profiles.storage import OutputError
@@ -232,11 +234,27 @@ def test_without_ddp_a_reference_comes_first_and_is_no_cell(tmp_path: Path) -> N
 
 
 def test_where_no_ddp_run_finished_that_is_said(tmp_path: Path) -> None:
-    """Speeds stay, with the reason why losses were not checked; the reference's own failure fails no cell."""
+    """Speeds stay, and that losses were not checked; the reference's own failure fails no cell."""
     make = Fake(code=lambda name: 7 if name.startswith("reference") else 0)
-    _, outcome = sweep(tmp_path, make, "--strategies=zero1", "--repeats=1")
+    folder, outcome = sweep(tmp_path, make, "--strategies=zero1", "--repeats=1")
     assert outcome.exit_code == Exit.OK
-    assert "not checked: no run of ddp finished" in (outcome.attempts["zero1-fp32-2ranks", 1].parity or "")
+    assert outcome.attempts["zero1-fp32-2ranks", 1].parity is None
+    (cell,) = summarise_sweep(folder, Given(), {"cost_ratio": None, "usd_per_million_samples": None})["cells"]
+    assert cell["parity"]["state"] == "not checked"
+    assert "no run of ddp has finished" in cell["parity"]["why"]
+
+
+def test_runs_are_judged_when_the_run_of_ddp_comes_that_was_missing(tmp_path: Path) -> None:
+    """The first call has none to hold them against; the second makes it, and finds what trained something else."""
+    argv = ("--strategies=ddp,zero2", "--repeats=1")
+    failing = Fake(code=lambda name: 5 * name.startswith("ddp"), loss=lambda name: 1.0 + 1e-3 * ("zero2" in name))
+    _, first = sweep(tmp_path, failing, *argv)
+    assert first.attempts["zero2-fp32-2ranks", 1].parity is None
+    again = Fake()
+    _, second = sweep(tmp_path, again, *argv)
+    assert again.made == ["ddp-fp32-2ranks-r1"]
+    assert (second.attempts["zero2-fp32-2ranks", 1].cause or "").startswith(PARITY)
+    assert second.exit_code == Exit.SOME_FAILED
 
 
 @pytest.mark.fault(30)

@@ -72,6 +72,7 @@ def test_cells_of_different_prices_are_ranked_in_device_hours(tmp_path: Path) ->
     summary = summarise_sweep(made.write(), Given(), ASKED)
     assert summary["cheapest"]["measure"] == summary["pareto"]["cost"] == "device_hours_per_million_samples"
     assert summary["recommended"]["cell"] == "ddp-fp32-x2"
+    assert "ddp-fp32-x2 was not checked to train what ddp does" in summary["recommended"]["why"]
     assert any("priced differently" in note for note in summary["notes"])
     priced = summarise_sweep(made.folder, Given(usd_per_gpu_hour=3.0), ASKED)
     assert priced["cheapest"]["measure"] == "usd_per_million_samples"

@@ -108,15 +108,18 @@ def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def recommended(results: Sequence[CellResult], cheapest: dict[str, Any]) -> dict[str, Any]:
     """The cheapest cell per sample; among those that are not told apart from it, the fastest by its mean."""
-    verdict, best = cheapest["verdict"], cheapest["best"]
+    verdict, best, why = cheapest["verdict"], cheapest["best"], cheapest["why"]
     if verdict in ("none", "quick look"):
-        return {"cell": None, "verdict": verdict, "why": cheapest["why"]}
-    if verdict != "tie":
-        return {"cell": best, "verdict": verdict, "why": cheapest["why"]}
+        return {"cell": None, "verdict": verdict, "why": why}
     among = [each for each in results if each.cell.name in (best, *cheapest["ties"])]
-    taken = max(among, key=lambda each: each.row["samples_per_second"]["mean"]).cell.name
-    if taken == best:
-        why = f"{cheapest['why']}; it is the fastest of them too"
+    taken = max(among, key=lambda each: each.row["samples_per_second"]["mean"])
+    if verdict != "tie":
+        (taken,) = (each for each in among if each.cell.name == best)
+    elif taken.cell.name == best:
+        why = f"{why}; it is the fastest of them too"
     else:
-        why = f"{taken} is the fastest of {len(among)} cells whose costs are not told apart ({cheapest['why']})"
-    return {"cell": taken, "verdict": "tie", "why": why}
+        why = f"{taken.cell.name} is the fastest of {len(among)} cells whose costs are not told apart ({why})"
+    parity = taken.row["parity"]
+    if parity["state"] == "not checked":
+        why = f"{why}; {taken.cell.name} was not checked to train what ddp does: {parity['why']}"
+    return {"cell": taken.cell.name, "verdict": verdict, "why": why}
