@@ -27,8 +27,17 @@ MAX_ON_CUDA = 4096
 RESOLUTION = 1 / 16
 # A CPU run may take this share of what memory is free; beyond, the system would end it, or something else.
 CPU_SHARE = 0.8
-# A trial: two steps, so that the optimizer has its state, without all that comes after steps.
-TRIAL = {"warmup": 1, "steps": 1, "counterfactual": False, "profile_steps": 0, "eval_every": 0, "save_every": 0}
+# A trial: two steps, so that the optimizer has its state, without all that comes after steps. A target is looked at in
+# evaluations, so that there is none without them.
+TRIAL = {
+    "warmup": 1,
+    "steps": 1,
+    "counterfactual": False,
+    "profile_steps": 0,
+    "eval_every": 0,
+    "target": None,
+    "save_every": 0,
+}
 
 
 class Display(Protocol):

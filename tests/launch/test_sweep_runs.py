@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scalelab.launch.config import build
 from scalelab.launch.devices import Devices
 from scalelab.launch.errors import Exit
 from scalelab.launch.lock import FolderInUse
 from scalelab.launch.options import Options
 from scalelab.launch.supervision.interrupts import Interrupts
 from scalelab.launch.sweep.best_batch import RESOLUTION, fitted, largest
-from scalelab.launch.sweep.child import Ended
+from scalelab.launch.sweep.child import Ended, arguments
 from scalelab.launch.sweep.gate import references
 from scalelab.launch.sweep.matrix import Planned, cells
 from scalelab.launch.sweep.opening import opened, plan_of
@@ -352,3 +353,16 @@ def test_best_batches_are_found_once_and_are_not_gated(tmp_path: Path) -> None:
     assert "no micro-batch fits" in (cells_by_name["zero3"].refused or "")
     assert not any(cell.gated for cell in cells_by_name.values())
     assert all(given["steps"] == 1 for given in first.given.values())
+
+
+def test_trials_of_cells_with_a_target_are_runs_that_can_be_made(tmp_path: Path) -> None:
+    """A target needs evaluations, which a trial has none of."""
+    argv = ("--strategies=ddp", "--best-batch", "--best-batch-max=4", "--target=ap_mean>=0.2", "--eval-every=2")
+    matrix, _, plan = planned(*argv)
+    make = Fake()
+    with opened(tmp_path, plan, lambda text: None) as (folder, _):
+        fitted(folder, matrix, CPU, 4, Silent(), Interrupts(), make)
+    assert make.given
+    for trial in make.given.values():
+        build(trial)
+        assert not any("--target" in each for each in arguments(trial))
