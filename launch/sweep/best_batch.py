@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,9 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...profiles.runfolder import RunFolder, appending
-from ...profiles.sweepfolder import SweepFolder
+from ...profiles.sweepfolder import Attempt, SweepFolder
 from ..devices import Devices
-from ..errors import Exit
+from ..errors import Exit, ScalelabError
 from ..supervision.interrupts import Interrupts
 from ..supervision.oom_killer import memory_cgroups
 from .child import Make, make_run
@@ -61,6 +62,16 @@ class Trial(BaseModel):
     rss_peak_bytes: int | None
 
 
+class TrialError(ScalelabError):
+    """A trial that ended for another reason than memory, so that it tells nothing of what fits."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(
+            f"a trial of micro-batch {trial.micro_batch} failed: {trial.cause or f'exit code {trial.exit_code}'}"
+        )
+        self.trial = trial
+
+
 @dataclass(frozen=True)
 class Found:
     """The largest micro-batch that fits, None if none does, and why not a larger one."""
@@ -98,7 +109,8 @@ def fitted(
     make: Make = make_run,
 ) -> list[Planned]:
     """`cells` with the largest micro-batch that fits each, those for which none does refused. Trials that an earlier
-    call has made count. After a signal, the cells that are left stay as they are.
+    call has made count. A cell that a trial failed in for another reason has an `error`, and a failed attempt.
+    After a signal, the cells that are left stay as they are.
 
     Raises OutputError when the folder cannot be written.
     """
@@ -114,10 +126,15 @@ def fitted(
 def _fitted(trials: _Trials, devices: Devices, most: int | None) -> Planned:
     each, start = trials.planned, trials.planned.cell.micro_batch or 1
     limit = most or (MAX_ON_CPU if devices.kind == "cpu" else MAX_ON_CUDA)
-    result = largest(start, limit, trials.refuses)
+    name = each.cell.name
+    try:
+        result = largest(start, limit, trials.refuses)
+    except TrialError as failure:
+        trials.display.say(f"{name}: failed: {failure}")
+        trials.failed(failure)
+        return replace(each, error=failure)
     if trials.interrupts.count:
         return each
-    name = each.cell.name
     if result.micro_batch is None:
         trials.display.say(f"{name}: no micro-batch fits: {result.why}")
         return replace(each, cell=each.cell.model_copy(update={"refused": f"no micro-batch fits: {result.why}"}))
@@ -153,7 +170,23 @@ class _Trials:
             if (why := self._expected(size)) is not None:
                 return why
             known = self._tried(size)
+        if known.exit_code not in (Exit.OK, Exit.OUT_OF_MEMORY) and not self.interrupts.count:
+            raise TrialError(known)
         return None if known.exit_code == Exit.OK else known.cause or f"exit code {known.exit_code}"
+
+    def failed(self, failure: TrialError) -> None:
+        """Write down that the cell failed, as its first run would have."""
+        self._folder.append(
+            Attempt(
+                cell=self.planned.cell.name,
+                repeat=1,
+                run=None,
+                exit_code=failure.trial.exit_code,
+                cause=str(failure),
+                started_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                seconds=failure.trial.seconds,
+            )
+        )
 
     def _expected(self, size: int) -> str | None:
         """Why it would not fit, where what ran out would be the machine's own memory."""

@@ -135,5 +135,6 @@ def _mean(values: Sequence[float]) -> float:
 def _exit_code(plan: SweepPlan, attempts: Mapping[Key, Attempt], interrupts: Interrupts) -> Exit:
     if interrupts.count:
         return SIGNALS[interrupts.signals[-1]]
-    failed = [key for key in plan.order if key in attempts and attempts[key].exit_code != Exit.OK]
+    cells = {cell.name for cell in plan.cells}
+    failed = [name for (name, _), each in attempts.items() if name in cells and each.exit_code != Exit.OK]
     return Exit.SOME_FAILED if failed else Exit.OK

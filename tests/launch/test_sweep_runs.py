@@ -21,7 +21,7 @@ from scalelab.launch.sweep.best_batch import RESOLUTION, fitted, largest
 from scalelab.launch.sweep.child import Ended, arguments
 from scalelab.launch.sweep.gate import references
 from scalelab.launch.sweep.matrix import Planned, cells
-from scalelab.launch.sweep.opening import opened, plan_of
+from scalelab.launch.sweep.opening import opened, plan_of, refilled
 from scalelab.launch.sweep.options import SweepOptions, request
 from scalelab.launch.sweep.runner import Outcome, expected_seconds, run_sweep
 from scalelab.profiles.analysis.parity import PARITY
@@ -366,3 +366,35 @@ def test_trials_of_cells_with_a_target_are_runs_that_can_be_made(tmp_path: Path)
     for trial in make.given.values():
         build(trial)
         assert not any("--target" in each for each in arguments(trial))
+
+
+def test_a_trial_that_fails_for_another_reason_than_memory_bounds_nothing(tmp_path: Path) -> None:
+    """Its cell is failed with the cause and has no run, the sweep exits 10; the next call tries again."""
+
+    class Trials(Fake):
+        def __call__(self, given: Mapping[str, Any], **more: Any) -> Ended:
+            broken = given["strategy"] == "ddp" and given["micro_batch"] > 8
+            self._code = lambda name: 5 if broken else 0
+            return super().__call__(given, **more)
+
+    def call(trials: Fake) -> tuple[Fake, Outcome, SweepFolder]:
+        matrix, _, plan = planned("--strategies=ddp,zero1", "--best-batch", "--repeats=1")
+        runs = Fake()
+        with opened(tmp_path, plan, lambda text: None) as (folder, plan):
+            found = fitted(folder, matrix, CPU, 32, Silent(), Interrupts(), trials)
+            plan = refilled(folder, plan, found)
+            given = {each.cell.name: each.given for each in found}
+            return runs, run_sweep(folder, plan, given, Silent(), Interrupts(), repeats=1, make=runs), folder
+
+    runs, outcome, folder = call(Trials())
+    assert runs.made == ["zero1-fp32-2ranks-r1"]
+    assert outcome.exit_code == Exit.SOME_FAILED
+    attempt = outcome.attempts["ddp-fp32-2ranks", 1]
+    assert (attempt.exit_code, attempt.cause) == (5, "a trial of micro-batch 16 failed: x")
+    cells_of = summarise_sweep(folder, Given(), {"cost_ratio": None, "usd_per_million_samples": None})["cells"]
+    assert [(cell["state"], cell["why"]) for cell in cells_of if cell["strategy"] == "ddp"] == [
+        ("failed", attempt.cause)
+    ]
+    runs, outcome, folder = call(Fake())
+    assert (runs.made, outcome.exit_code) == (["ddp-fp32-2ranks-r1"], Exit.OK)
+    assert {cell.micro_batch for cell in folder.plan().cells} == {32}
