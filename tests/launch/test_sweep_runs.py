@@ -398,3 +398,27 @@ def test_a_trial_that_fails_for_another_reason_than_memory_bounds_nothing(tmp_pa
     runs, outcome, folder = call(Fake())
     assert (runs.made, outcome.exit_code) == (["ddp-fp32-2ranks-r1"], Exit.OK)
     assert {cell.micro_batch for cell in folder.plan().cells} == {32}
+
+
+def test_repeats_of_a_cell_have_the_batch_that_its_first_had(tmp_path: Path) -> None:
+    """Though less fits at the next call, and its trials are gone; without a run of that batch it is sought anew."""
+
+    def call(room: int, repeats: int) -> tuple[Fake, Fake]:
+        matrix, _, plan = planned("--strategies=ddp", "--best-batch", f"--repeats={repeats}")
+        runs, trials = Fake(), Fake(code=lambda name: 7 * (int(name.rpartition("-b")[2]) > room))
+        with opened(tmp_path, plan, lambda text: None) as (folder, plan):
+            (folder.path / "trials.jsonl").unlink(missing_ok=True)
+            found = fitted(folder, matrix, CPU, None, Silent(), Interrupts(), trials)
+            given = {each.cell.name: each.given for each in found}
+            plan = refilled(folder, plan, found)
+            run_sweep(folder, plan, given, Silent(), Interrupts(), repeats=repeats, make=runs)
+        return runs, trials
+
+    call(24, 1)
+    runs, trials = call(8, 3)
+    assert (len(runs.made), trials.made) == (2, [])
+    assert {given["micro_batch"] for given in runs.given.values()} == {24}
+    for run in tmp_path.glob("sweep-*/*/run.json"):
+        run.unlink()
+    runs, _ = call(8, 3)
+    assert (len(runs.made), {given["micro_batch"] for given in runs.given.values()}) == (3, {8})
