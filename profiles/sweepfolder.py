@@ -2,6 +2,7 @@
 
 sweep.json          the matrix: every cell, refused ones too, and the order of its runs; written first
 attempts.jsonl      one line per finished attempt at a run, append-only; the last one of a cell and repeat counts
+trials.jsonl, batches.jsonl, trials/   of --best-batch: its trial runs, and what was found for each cell
 lock                which sweep writes here
 logs/               what each run printed, <cell>-r<repeat>.log
 <utc>-<cell>-<rand>/  run folders, as `scalelab run` leaves them

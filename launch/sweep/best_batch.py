@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...profiles.runfolder import RunFolder, appending
-from ...profiles.sweepfolder import SweepFolder
+from ...profiles.sweepfolder import Attempt, SweepFolder
 from ..devices import Devices
-from ..errors import Exit
+from ..errors import Exit, ScalelabError
 from ..supervision.interrupts import Interrupts
 from ..supervision.oom_killer import memory_cgroups
 from .child import Make, make_run
 from .matrix import Planned, planned
+
+Line = TypeVar("Line", bound=BaseModel)
 
 # Where the search ends unless told: a CPU computes no faster with more, and has no memory of its own to run out of.
 MAX_ON_CPU = 64
@@ -27,8 +30,17 @@ MAX_ON_CUDA = 4096
 RESOLUTION = 1 / 16
 # A CPU run may take this share of what memory is free; beyond, the system would end it, or something else.
 CPU_SHARE = 0.8
-# A trial: two steps, so that the optimizer has its state, without all that comes after steps.
-TRIAL = {"warmup": 1, "steps": 1, "counterfactual": False, "profile_steps": 0, "eval_every": 0, "save_every": 0}
+# A trial: two steps, so that the optimizer has its state, without all that comes after steps. A target is looked at in
+# evaluations, so that there is none without them.
+TRIAL = {
+    "warmup": 1,
+    "steps": 1,
+    "counterfactual": False,
+    "profile_steps": 0,
+    "eval_every": 0,
+    "target": None,
+    "save_every": 0,
+}
 
 
 class Display(Protocol):
@@ -50,6 +62,26 @@ class Trial(BaseModel):
     cause: str | None
     seconds: float
     rss_peak_bytes: int | None
+
+
+class Fitted(BaseModel):
+    """The batch that was found for a cell. A line of batches.jsonl, the last one of a cell counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cell: str
+    micro_batch: int
+    why: str
+
+
+class TrialError(ScalelabError):
+    """A trial that ended for another reason than memory, so that it tells nothing of what fits."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(
+            f"a trial of micro-batch {trial.micro_batch} failed: {trial.cause or f'exit code {trial.exit_code}'}"
+        )
+        self.trial = trial
 
 
 @dataclass(frozen=True)
@@ -89,7 +121,9 @@ def fitted(
     make: Make = make_run,
 ) -> list[Planned]:
     """`cells` with the largest micro-batch that fits each, those for which none does refused. Trials that an earlier
-    call has made count. After a signal, the cells that are left stay as they are.
+    call has made count, and a cell keeps the batch of the runs that are there of it. A cell that a trial failed in for
+    another reason has an `error`, and a failed attempt.
+    After a signal, the cells that are left stay as they are.
 
     Raises OutputError when the folder cannot be written.
     """
@@ -105,14 +139,20 @@ def fitted(
 def _fitted(trials: _Trials, devices: Devices, most: int | None) -> Planned:
     each, start = trials.planned, trials.planned.cell.micro_batch or 1
     limit = most or (MAX_ON_CPU if devices.kind == "cpu" else MAX_ON_CUDA)
-    result = largest(start, limit, trials.refuses)
+    name = each.cell.name
+    try:
+        result = trials.kept() or largest(start, limit, trials.refuses)
+    except TrialError as failure:
+        trials.display.say(f"{name}: failed: {failure}")
+        trials.failed(failure)
+        return replace(each, error=failure)
     if trials.interrupts.count:
         return each
-    name = each.cell.name
     if result.micro_batch is None:
         trials.display.say(f"{name}: no micro-batch fits: {result.why}")
         return replace(each, cell=each.cell.model_copy(update={"refused": f"no micro-batch fits: {result.why}"}))
     trials.display.say(f"{name}: micro-batch {result.micro_batch} fits; {result.why}")
+    trials.keep(Fitted(cell=name, micro_batch=result.micro_batch, why=result.why))
     return planned(name, {**each.given, "micro_batch": result.micro_batch}, devices, gated=False)
 
 
@@ -133,7 +173,23 @@ class _Trials:
         self._folder = folder
         self._make = make
         self._path = folder.path / "trials.jsonl"
-        self._known = {each.micro_batch: each for each in _read(self._path) if each.cell == planned.cell.name}
+        self._known = {each.micro_batch: each for each in _read(self._path, Trial) if each.cell == planned.cell.name}
+        self._batches = folder.path / "batches.jsonl"
+
+    def kept(self) -> Found | None:
+        """What was found before, where runs of that batch are there: what fits now may differ, for what else takes
+        memory, and runs of two batches are no repeats."""
+        name = self.planned.cell.name
+        attempts = self._folder.attempts()[0].values()
+        if not any(each.cell == name and each.exit_code == Exit.OK and self._folder.run(each) for each in attempts):
+            return None
+        found = [each for each in _read(self._batches, Fitted) if each.cell == name]
+        return Found(found[-1].micro_batch, found[-1].why) if found else None
+
+    def keep(self, found: Fitted) -> None:
+        """Write down what was found. Raises OutputError."""
+        with appending(self._batches) as write:
+            write.lines(found.model_dump_json().encode() + b"\n")
 
     def refuses(self, size: int) -> str | None:
         """Why a micro-batch of `size` does not fit; None if it does."""
@@ -144,7 +200,23 @@ class _Trials:
             if (why := self._expected(size)) is not None:
                 return why
             known = self._tried(size)
+        if known.exit_code not in (Exit.OK, Exit.OUT_OF_MEMORY) and not self.interrupts.count:
+            raise TrialError(known)
         return None if known.exit_code == Exit.OK else known.cause or f"exit code {known.exit_code}"
+
+    def failed(self, failure: TrialError) -> None:
+        """Write down that the cell failed, as its first run would have."""
+        self._folder.append(
+            Attempt(
+                cell=self.planned.cell.name,
+                repeat=1,
+                run=None,
+                exit_code=failure.trial.exit_code,
+                cause=str(failure),
+                started_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                seconds=failure.trial.seconds,
+            )
+        )
 
     def _expected(self, size: int) -> str | None:
         """Why it would not fit, where what ran out would be the machine's own memory."""
@@ -196,15 +268,15 @@ def _free_bytes() -> int:
     return min([psutil.virtual_memory().available, *limits])
 
 
-def _read(path: Path) -> list[Trial]:
+def _read(path: Path, kind: type[Line]) -> list[Line]:
     if not path.exists():
         return []
     found = []
     for line in path.read_bytes().splitlines():
         try:
-            found.append(Trial.model_validate(orjson.loads(line)))
+            found.append(kind.model_validate(orjson.loads(line)))
         except (ValidationError, orjson.JSONDecodeError):
-            continue  # half a line of a call that was killed: its trial is made again
+            continue  # half a line of a call that was killed: what it was of is made again
     return found
 
 

@@ -64,8 +64,9 @@ class Gate:
         self._folder = folder
         self._cells = {cell.name: cell for cell in (*cells, *references)}
 
-    def judge(self, attempts: dict[tuple[str, int], Attempt], *, last: bool = False) -> list[Attempt]:
-        """Judge every finished run that is open and can be by now, with `last` all of them; those judged, anew.
+    def judge(self, attempts: dict[tuple[str, int], Attempt]) -> list[Attempt]:
+        """Judge every finished run that is open and can be by now; those judged, anew. One that no run of DDP is there
+        for stays open: a later call may bring it.
 
         `attempts` is kept up to date. Raises OutputError.
         """
@@ -73,14 +74,14 @@ class Gate:
         for (name, repeat), attempt in sorted(attempts.items()):
             if attempt.exit_code != Exit.OK or attempt.parity is not None or name not in self._cells:
                 continue
-            found = self._judged(attempt, attempts, last=last)
+            found = self._judged(attempt, attempts)
             if found is not None:
                 self._folder.append(found)
                 attempts[name, repeat] = found
                 judged.append(found)
         return judged
 
-    def _judged(self, attempt: Attempt, attempts: dict[tuple[str, int], Attempt], *, last: bool) -> Attempt | None:
+    def _judged(self, attempt: Attempt, attempts: dict[tuple[str, int], Attempt]) -> Attempt | None:
         cell, run = self._cells[attempt.cell], self._folder.run(attempt)
         if not cell.gated:
             why = "--probe off records no losses" if cell.config["probe"] == "off" else "batches differ (--best-batch)"
@@ -89,8 +90,7 @@ class Gate:
             return attempt.model_copy(update={"parity": "not checked: its run folder is gone"})
         reference = self._reference(cell, attempts)
         if reference is None:
-            why = f"no run of {REFERENCE} finished with its world, batch and precision"
-            return attempt.model_copy(update={"parity": f"not checked: {why}"}) if last else None
+            return None
         if reference.path == run.path:
             return attempt.model_copy(update={"parity": "the reference"})
         return self._compared(attempt, cell, run, reference)

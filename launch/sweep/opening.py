@@ -38,8 +38,9 @@ def plan_of(
 
 
 def refilled(folder: SweepFolder, plan: SweepPlan, cells: Sequence[Planned]) -> SweepPlan:
-    """`plan` with `cells` in place of its own, written down. Raises OutputError."""
-    runnable = [each.cell.name for each in cells if each.cell.refused is None]
+    """`plan` with `cells` in place of its own, written down; those with an error have no runs to make. Raises
+    OutputError."""
+    runnable = [each.cell.name for each in cells if each.cell.refused is None and each.error is None]
     order = interleaved(runnable, plan.repeats, plan.seed)
     plan = plan.model_copy(update={"cells": [each.cell for each in cells], "order": order})
     folder.write_plan(plan)

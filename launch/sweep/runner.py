@@ -109,7 +109,7 @@ def run_sweep(
             if (other.cell, other.repeat) != (name, repeat):
                 display.judged(other)
     if not interrupts.count:
-        for other in gate.judge(attempts, last=True):
+        for other in gate.judge(attempts):
             display.judged(other)
     left = len(missing(folder, plan, attempts, repeats)) if interrupts.count else 0
     return Outcome(_exit_code(plan, attempts, interrupts), attempts, left)
@@ -135,5 +135,6 @@ def _mean(values: Sequence[float]) -> float:
 def _exit_code(plan: SweepPlan, attempts: Mapping[Key, Attempt], interrupts: Interrupts) -> Exit:
     if interrupts.count:
         return SIGNALS[interrupts.signals[-1]]
-    failed = [key for key in plan.order if key in attempts and attempts[key].exit_code != Exit.OK]
+    cells = {cell.name for cell in plan.cells}
+    failed = [name for (name, _), each in attempts.items() if name in cells and each.exit_code != Exit.OK]
     return Exit.SOME_FAILED if failed else Exit.OK

@@ -35,12 +35,13 @@ class Spread:
 @dataclass(frozen=True)
 class Difference:
     """B minus A. `error` is the standard error of `estimate`; both it and `spread` are None where nothing tells how
-    much two like runs differ. `runs` counts the runs of each side that took part."""
+    much two like runs differ. `runs` counts the runs of each side that took part, `means` are theirs."""
 
     estimate: float
     error: float | None
     spread: Spread | None
     runs: tuple[int, int]
+    means: tuple[float, float]
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
         """By Student's t: a difference of the same size by chance alone is rarer than 1 - confidence."""
@@ -106,20 +107,22 @@ def difference(
         count, sd = len(shared), float(by_round.std(ddof=1))
         # A difference of two runs has sqrt(2) of the spread of one.
         spread = Spread(sd / math.sqrt(2), count - 1, "rounds")
-        return Difference(float(by_round.mean()), sd / math.sqrt(count), spread, (count, count))
-    estimate = float(np.mean(b) - np.mean(a))
+        before, after = np.asarray(shared).mean(axis=0).tolist()
+        return Difference(float(by_round.mean()), sd / math.sqrt(count), spread, (count, count), (before, after))
+    means = float(np.mean(a)), float(np.mean(b))
+    estimate = means[1] - means[0]
     counts = (len(a), len(b))
     if min(counts) > 1:
         parts = [float(np.var(side, ddof=1)) / len(side) for side in (a, b)]
         error = math.sqrt(sum(parts))
         pooled = math.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 2)
-        return Difference(estimate, error, Spread(pooled, _welch(parts, counts), "runs"), counts)
+        return Difference(estimate, error, Spread(pooled, _welch(parts, counts), "runs"), counts, means)
     spread = stored
     if max(counts) >= LENDING_RUNS:
         lender = a if len(a) > len(b) else b
         spread = Spread(float(np.std(lender, ddof=1)), len(lender) - 1, "other side")
     error = None if spread is None else spread.sd * math.sqrt(1 / counts[0] + 1 / counts[1])
-    return Difference(estimate, error, spread, counts)
+    return Difference(estimate, error, spread, counts, means)
 
 
 def _shared(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> list[tuple[float, float]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from .between import Difference
 from .compared import ComparedRun
 from .reasons import Null
@@ -55,12 +53,13 @@ def _groups(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
 def _row(
     a: Sequence[float], b: Sequence[float], held: Callable[[Sequence[float], Sequence[float]], Difference]
 ) -> dict[str, Any]:
-    interval = held(a, b).interval(CONFIDENCE)
-    means = float(np.mean(a)), float(np.mean(b))
+    """Both means and their difference are of the runs that the interval is of."""
+    found = held(a, b)
+    interval = found.interval(CONFIDENCE)
     return {
-        "a": means[0],
-        "b": means[1],
-        "difference_seconds": means[1] - means[0],
+        "a": found.means[0],
+        "b": found.means[1],
+        "difference_seconds": found.estimate,
         "ci95": None if interval is None else list(interval),
     }
 

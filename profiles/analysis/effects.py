@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .between import Difference, Spread, difference, logarithms
 from .compared import Side
 from .reasons import Null
@@ -89,7 +87,9 @@ def effect_of(measure: Measure, against: Against, null: Null) -> dict[str, Any] 
             f"{path}.ci95",
             against.why_no_spread if measure.timed else "counted, not timed: it has no spread of its own",
         )
-    geometric = [math.exp(float(logarithms(side).mean())) for side in found]
+    # Of the runs that the effect is of.
+    logs = held.means if measure.timed else [float(logarithms(side).mean()) for side in found]
+    geometric = [math.exp(each) for each in logs]
     words = {**measure.words, "no change": "no change", "cannot tell": "cannot tell"}
     return {
         "a": geometric[0],
@@ -127,8 +127,8 @@ def exposed_share(against: Against, null: Null) -> dict[str, Any] | None:
     if interval is None:
         null("effects.comm_exposed_share.ci95", "one run a side")
     return {
-        "a": float(np.mean(found[0])),
-        "b": float(np.mean(found[1])),
+        "a": held.means[0],
+        "b": held.means[1],
         "difference": held.estimate,
         "ci95": None if interval is None else list(interval),
     }

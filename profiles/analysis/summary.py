@@ -36,17 +36,24 @@ NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
 
 
 def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | None = None) -> dict[str, Any]:
-    """Summarise `folder` into its summary.json, at the prices `given` if any, and return the summary. `run` is its run
-    where it has been read."""
-    run, files = run or load_run(folder), trace_files(folder.path)
-    summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
-    summary = reprice(summary, given) if given else summary
+    """Summarise `folder` into its summary.json, at the prices `given` if any, which it then holds as `repriced`, and
+    return the summary. `run` is its run where it has been read."""
+    summary = _summarised(folder, run or load_run(folder))
+    if given:
+        told = {"usd_per_gpu_hour": given.usd_per_gpu_hour, "usd_per_kwh": given.usd_per_kwh}
+        summary = {**reprice(summary, given), "repriced": told}
     folder.write("summary.json", summary)
     return summary
 
 
-def current_summary(folder: RunFolder) -> dict[str, Any]:
+def _summarised(folder: RunFolder, run: Run) -> dict[str, Any]:
+    files = trace_files(folder.path)
+    return summarise(run, read_traces(files), merge_traces(folder.path, files, run))
+
+
+def current_summary(folder: RunFolder, *, own_prices: bool = False) -> dict[str, Any]:
     """The summary in `folder` where this code made it of the records that are there now, else a new one, written.
+    `own_prices`: one that a reader of its report had priced otherwise stays in its place, and the run's is returned.
 
     Raises ValueError for what is no run folder, and SchemaError for one of a newer scalelab.
     """
@@ -61,7 +68,9 @@ def current_summary(folder: RunFolder) -> dict[str, Any]:
     sources += [file for name in ("ranks", "telemetry", "traces") for file in (folder.path / name).glob("*")]
     changed = any(file.stat().st_mtime_ns > made_ns for file in sources if file.is_file())
     stale = changed or not isinstance(summary, dict) or summary.get("analysis") != analysis_digest()
-    return write_summary(folder) if stale else summary
+    if stale:
+        return write_summary(folder)
+    return _summarised(folder, load_run(folder)) if own_prices and summary.get("repriced") else summary
 
 
 @functools.cache

@@ -11,20 +11,23 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scalelab.launch.config import build
 from scalelab.launch.devices import Devices
 from scalelab.launch.errors import Exit
 from scalelab.launch.lock import FolderInUse
 from scalelab.launch.options import Options
 from scalelab.launch.supervision.interrupts import Interrupts
 from scalelab.launch.sweep.best_batch import RESOLUTION, fitted, largest
-from scalelab.launch.sweep.child import Ended
+from scalelab.launch.sweep.child import Ended, arguments
 from scalelab.launch.sweep.gate import references
 from scalelab.launch.sweep.matrix import Planned, cells
-from scalelab.launch.sweep.opening import opened, plan_of
+from scalelab.launch.sweep.opening import opened, plan_of, refilled
 from scalelab.launch.sweep.options import SweepOptions, request
 from scalelab.launch.sweep.runner import Outcome, expected_seconds, run_sweep
 from scalelab.profiles.analysis.parity import PARITY
+from scalelab.profiles.analysis.prices import Given
 from scalelab.profiles.analysis.summary import write_summary
+from scalelab.profiles.analysis.sweep import summarise_sweep
 from scalelab.profiles.records import Record
 from scalelab.profiles.runfolder import SchemaError
 from scalelab.profiles.storage import OutputError
@@ -232,11 +235,27 @@ def test_without_ddp_a_reference_comes_first_and_is_no_cell(tmp_path: Path) -> N
 
 
 def test_where_no_ddp_run_finished_that_is_said(tmp_path: Path) -> None:
-    """Speeds stay, with the reason why losses were not checked; the reference's own failure fails no cell."""
+    """Speeds stay, and that losses were not checked; the reference's own failure fails no cell."""
     make = Fake(code=lambda name: 7 if name.startswith("reference") else 0)
-    _, outcome = sweep(tmp_path, make, "--strategies=zero1", "--repeats=1")
+    folder, outcome = sweep(tmp_path, make, "--strategies=zero1", "--repeats=1")
     assert outcome.exit_code == Exit.OK
-    assert "not checked: no run of ddp finished" in (outcome.attempts["zero1-fp32-2ranks", 1].parity or "")
+    assert outcome.attempts["zero1-fp32-2ranks", 1].parity is None
+    (cell,) = summarise_sweep(folder, Given(), {"cost_ratio": None, "usd_per_million_samples": None})["cells"]
+    assert cell["parity"]["state"] == "not checked"
+    assert "no run of ddp has finished" in cell["parity"]["why"]
+
+
+def test_runs_are_judged_when_the_run_of_ddp_comes_that_was_missing(tmp_path: Path) -> None:
+    """The first call has none to hold them against; the second makes it, and finds what trained something else."""
+    argv = ("--strategies=ddp,zero2", "--repeats=1")
+    failing = Fake(code=lambda name: 5 * name.startswith("ddp"), loss=lambda name: 1.0 + 1e-3 * ("zero2" in name))
+    _, first = sweep(tmp_path, failing, *argv)
+    assert first.attempts["zero2-fp32-2ranks", 1].parity is None
+    again = Fake()
+    _, second = sweep(tmp_path, again, *argv)
+    assert again.made == ["ddp-fp32-2ranks-r1"]
+    assert (second.attempts["zero2-fp32-2ranks", 1].cause or "").startswith(PARITY)
+    assert second.exit_code == Exit.SOME_FAILED
 
 
 @pytest.mark.fault(30)
@@ -334,3 +353,72 @@ def test_best_batches_are_found_once_and_are_not_gated(tmp_path: Path) -> None:
     assert "no micro-batch fits" in (cells_by_name["zero3"].refused or "")
     assert not any(cell.gated for cell in cells_by_name.values())
     assert all(given["steps"] == 1 for given in first.given.values())
+
+
+def test_trials_of_cells_with_a_target_are_runs_that_can_be_made(tmp_path: Path) -> None:
+    """A target needs evaluations, which a trial has none of."""
+    argv = ("--strategies=ddp", "--best-batch", "--best-batch-max=4", "--target=ap_mean>=0.2", "--eval-every=2")
+    matrix, _, plan = planned(*argv)
+    make = Fake()
+    with opened(tmp_path, plan, lambda text: None) as (folder, _):
+        fitted(folder, matrix, CPU, 4, Silent(), Interrupts(), make)
+    assert make.given
+    for trial in make.given.values():
+        build(trial)
+        assert not any("--target" in each for each in arguments(trial))
+
+
+def test_a_trial_that_fails_for_another_reason_than_memory_bounds_nothing(tmp_path: Path) -> None:
+    """Its cell is failed with the cause and has no run, the sweep exits 10; the next call tries again."""
+
+    class Trials(Fake):
+        def __call__(self, given: Mapping[str, Any], **more: Any) -> Ended:
+            broken = given["strategy"] == "ddp" and given["micro_batch"] > 8
+            self._code = lambda name: 5 if broken else 0
+            return super().__call__(given, **more)
+
+    def call(trials: Fake) -> tuple[Fake, Outcome, SweepFolder]:
+        matrix, _, plan = planned("--strategies=ddp,zero1", "--best-batch", "--repeats=1")
+        runs = Fake()
+        with opened(tmp_path, plan, lambda text: None) as (folder, plan):
+            found = fitted(folder, matrix, CPU, 32, Silent(), Interrupts(), trials)
+            plan = refilled(folder, plan, found)
+            given = {each.cell.name: each.given for each in found}
+            return runs, run_sweep(folder, plan, given, Silent(), Interrupts(), repeats=1, make=runs), folder
+
+    runs, outcome, folder = call(Trials())
+    assert runs.made == ["zero1-fp32-2ranks-r1"]
+    assert outcome.exit_code == Exit.SOME_FAILED
+    attempt = outcome.attempts["ddp-fp32-2ranks", 1]
+    assert (attempt.exit_code, attempt.cause) == (5, "a trial of micro-batch 16 failed: x")
+    cells_of = summarise_sweep(folder, Given(), {"cost_ratio": None, "usd_per_million_samples": None})["cells"]
+    assert [(cell["state"], cell["why"]) for cell in cells_of if cell["strategy"] == "ddp"] == [
+        ("failed", attempt.cause)
+    ]
+    runs, outcome, folder = call(Fake())
+    assert (runs.made, outcome.exit_code) == (["ddp-fp32-2ranks-r1"], Exit.OK)
+    assert {cell.micro_batch for cell in folder.plan().cells} == {32}
+
+
+def test_repeats_of_a_cell_have_the_batch_that_its_first_had(tmp_path: Path) -> None:
+    """Though less fits at the next call, and its trials are gone; without a run of that batch it is sought anew."""
+
+    def call(room: int, repeats: int) -> tuple[Fake, Fake]:
+        matrix, _, plan = planned("--strategies=ddp", "--best-batch", f"--repeats={repeats}")
+        runs, trials = Fake(), Fake(code=lambda name: 7 * (int(name.rpartition("-b")[2]) > room))
+        with opened(tmp_path, plan, lambda text: None) as (folder, plan):
+            (folder.path / "trials.jsonl").unlink(missing_ok=True)
+            found = fitted(folder, matrix, CPU, None, Silent(), Interrupts(), trials)
+            given = {each.cell.name: each.given for each in found}
+            plan = refilled(folder, plan, found)
+            run_sweep(folder, plan, given, Silent(), Interrupts(), repeats=repeats, make=runs)
+        return runs, trials
+
+    call(24, 1)
+    runs, trials = call(8, 3)
+    assert (len(runs.made), trials.made) == (2, [])
+    assert {given["micro_batch"] for given in runs.given.values()} == {24}
+    for run in tmp_path.glob("sweep-*/*/run.json"):
+        run.unlink()
+    runs, _ = call(8, 3)
+    assert (len(runs.made), {given["micro_batch"] for given in runs.given.values()}) == (3, {8})

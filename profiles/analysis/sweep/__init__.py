@@ -90,7 +90,8 @@ def _together(
         reasons |= dict.fromkeys(parts, "the runs are of different hardware")
         return dict.fromkeys(parts)
     ranked = [each for each in figures if not each.row["oversubscribed"]]
-    in_usd = bool(ranked) and all(each.row[USD] is not None for each in ranked)
+    # At different prices a ranking in USD would be one of prices.
+    in_usd = len(_prices(ranked)) == 1 and all(each.row[USD] is not None for each in ranked)
     measure = USD if in_usd else HOURS
     cheapest = ranking(ranked, measure)
     front = pareto(ranked, measure)
@@ -105,6 +106,12 @@ def _together(
         "recommended": taken,
         "series": series(figures, plan, asked),
     }
+
+
+def _prices(results: Sequence[CellResult]) -> set[tuple[Any, Any]]:
+    """What an hour of a device cost in their runs, and where from."""
+    costs = [summary["cost"] for each in results for summary in each.summaries]
+    return {(cost["usd_per_gpu_hour"], cost["price_source"]) for cost in costs}
 
 
 def _devices(results: Sequence[CellResult]) -> list[dict[str, Any]]:
@@ -154,6 +161,10 @@ def _notes(plan: SweepPlan, figures: Sequence[CellResult]) -> list[str]:
         )
     elif len({row["global_batch"] for row in rows}) > 1:
         notes.append("global batches differ between cells: a sample of a larger one may be worth less")
+    if len(_prices([each for each in figures if not each.row["oversubscribed"]])) > 1:
+        notes.append(
+            "runs were priced differently, so cells are ranked in device-hours; --usd-per-gpu-hour gives all one price"
+        )
     if any(row["measured_runs"] == 1 for row in rows):
         notes.append("cells of one run have no spread between runs: a quick look, without verdicts")
     return notes

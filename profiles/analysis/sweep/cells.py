@@ -16,6 +16,7 @@ USD, HOURS = "usd_per_million_samples", "device_hours_per_million_samples"
 ONE_RUN = "one run has no spread between runs; more --repeats give one"
 # What a sweep writes of a run that was not held against DDP's, and of the one that others are held against.
 UNCHECKED, REFERENCE = "not checked: ", "the reference"
+UNJUDGED = "no run of ddp has finished with its world, batch and precision"
 # Figures of a row that need a measured run, and where a summary has them.
 POSITIVE = {
     "step_seconds": ("step_seconds", "mean"),
@@ -109,10 +110,10 @@ def _parity(cell: Cell, runs: Sequence[SweepRun], state: str) -> dict[str, Any]:
         return {"state": "failed", "why": next(run.why for run in runs if run.state == state)}
     if not cell.gated:
         return {"state": "not checked", "why": "its batch is its own, so it cannot train what ddp does"}
-    compared = (getattr(run.attempt, "parity", None) for run in runs if run.summary)
-    told = list(dict.fromkeys(str(each) for each in compared if each))
-    if not told:
-        return {"state": "not checked", "why": "no comparison with ddp was recorded"}
+    compared = [run.attempt.parity for run in runs if run.summary and run.attempt]
+    if not all(compared):
+        return {"state": "not checked", "why": UNJUDGED}
+    told = list(dict.fromkeys(str(each) for each in compared))
     if unchecked := [each for each in told if each.startswith(UNCHECKED)]:
         return {"state": "not checked", "why": "; ".join(each.removeprefix(UNCHECKED) for each in unchecked)}
     against = [each for each in told if each != REFERENCE]

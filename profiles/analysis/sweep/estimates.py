@@ -38,11 +38,12 @@ def ratio(
     rounds: tuple[Sequence[int], Sequence[int]] = ((), ()),
 ) -> dict[str, Any]:
     """How many times `a` is `b`, geometric means, with the interval on logarithms of `between.difference`; null where
-    nothing tells how much like runs differ. `rounds`: the sweep's round in which each run of `a` and `b` was made."""
+    nothing tells how much like runs differ. `rounds`: the sweep's round in which each run of `a` and `b` was made.
+    Where they are held against each other by rounds, mean and interval are both of the rounds that they share."""
     found = difference(np.log(b).tolist(), np.log(a).tolist(), rounds_a=rounds[1], rounds_b=rounds[0])
     interval = found.interval(confidence)
     return {
-        "mean": math.exp(float(np.mean(np.log(a)) - np.mean(np.log(b)))),
+        "mean": math.exp(found.estimate),
         "ci95": None if interval is None else [math.exp(each) for each in interval],
     }
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .cells import HOURS, CellResult, held
-from .estimates import difference_interval
+from .cells import HOURS, CellResult
+from .estimates import difference_interval, ratio
 
 UNTOLD = "compute, optimizer and communication"
 CAUSES = ("input", "compute", "optimizer", "transfer", "waiting", "queued", "exposed", UNTOLD, "unattributed")
@@ -46,7 +46,8 @@ def lost(before: CellResult, after: CellResult) -> dict[str, Any]:
     sizes = (before.cell.world_size, after.cell.world_size)
     reasons: dict[str, str] = {}
     # Device-hours per sample, upside down.
-    efficiency = held(before, after, HOURS)
+    # Over all runs, as its parts are, which have to add up to it.
+    efficiency = ratio(before.values(HOURS), after.values(HOURS))
     if efficiency["ci95"] is None:
         reasons["efficiency.ci95"] = "it takes two runs of both cells"
     found = {

@@ -1,6 +1,8 @@
 """Which cell is cheapest, which is fastest, and which to take; as far as the runs can tell.
 
-A cell is told apart from the best one where the interval of their ratio excludes 1. The best of k was picked for being
+A cell is told apart from the best one where the interval of their ratio excludes 1, and is dearer or slower only by the
+side that it lies on. Which is best goes by the same ratios: where a run of one failed, they are of the rounds that both
+have, so that a round that went ill for one alone makes the other none the better. The best of k was picked for being
 best, so each of the k - 1 intervals has a confidence of 1 - 0.05 / (k - 1) (Bonferroni).
 """
 
@@ -17,7 +19,7 @@ WORDS = {USD: "USD per million samples", HOURS: "device-hours per million sample
 
 def ranking(results: Sequence[CellResult], measure: str, *, highest: bool = False) -> dict[str, Any]:
     """Cells from the best by `measure` on. Those of two runs or more are held against the best of them."""
-    ranked = sorted(results, key=lambda each: each.row[measure]["mean"], reverse=highest)
+    ranked = _ranked(results, measure, highest=highest)
     found: dict[str, Any] = {
         "measure": measure,
         "order": [each.cell.name for each in ranked],
@@ -37,16 +39,35 @@ def ranking(results: Sequence[CellResult], measure: str, *, highest: bool = Fals
         times = held(each, best, measure, confidence)
         verdict = "one run"
         if times["ci95"] is not None and min(each.row["measured_runs"], best.row["measured_runs"]) > 1:
-            verdict = "cannot tell" if times["ci95"][0] <= 1 <= times["ci95"][1] else "less" if highest else "more"
+            low, high = times["ci95"]
+            verdict = "more" if low > 1 else "less" if high < 1 else "cannot tell"
         found["against"].append(
             {"cell": each.cell.name, "ratio": times["mean"], "interval": times["ci95"], "verdict": verdict}
         )
-    found["ties"] = [row["cell"] for row in found["against"] if row["verdict"] == "cannot tell"]
+    worse = ("one run", "less" if highest else "more")
+    found["ties"] = [row["cell"] for row in found["against"] if row["verdict"] not in worse]
     verdict, why = _verdict(best, several, found["ties"], measure, "fastest" if highest else "cheapest")
+    if any(_better(each.row[measure]["mean"], best.row[measure]["mean"], highest) for each in several):
+        why += "; not so by the means of all runs: it leads in the rounds that both cells have"
     ahead = [each.cell.name for each in ranked[: ranked.index(best)]]
     if ahead:
         why += f"; {', '.join(ahead)}, of one run, is ahead of it without a verdict"
     return {**found, "verdict": verdict, "why": why}
+
+
+def _ranked(results: Sequence[CellResult], measure: str, *, highest: bool) -> list[CellResult]:
+    """By how many others are better, two at a time; then by the mean of all runs."""
+
+    def place(each: CellResult) -> tuple[int, float]:
+        times = (held(other, each, measure)["mean"] for other in results if other is not each)
+        mean = each.row[measure]["mean"]
+        return sum(_better(other, 1.0, highest) for other in times), -mean if highest else mean
+
+    return sorted(results, key=place)
+
+
+def _better(a: float, b: float, highest: bool) -> bool:
+    return a > b if highest else a < b
 
 
 def _verdict(best: CellResult, rest: Sequence[CellResult], ties: list[str], measure: str, what: str) -> tuple[str, str]:
@@ -87,15 +108,18 @@ def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def recommended(results: Sequence[CellResult], cheapest: dict[str, Any]) -> dict[str, Any]:
     """The cheapest cell per sample; among those that are not told apart from it, the fastest by its mean."""
-    verdict, best = cheapest["verdict"], cheapest["best"]
+    verdict, best, why = cheapest["verdict"], cheapest["best"], cheapest["why"]
     if verdict in ("none", "quick look"):
-        return {"cell": None, "verdict": verdict, "why": cheapest["why"]}
-    if verdict != "tie":
-        return {"cell": best, "verdict": verdict, "why": cheapest["why"]}
+        return {"cell": None, "verdict": verdict, "why": why}
     among = [each for each in results if each.cell.name in (best, *cheapest["ties"])]
-    taken = max(among, key=lambda each: each.row["samples_per_second"]["mean"]).cell.name
-    if taken == best:
-        why = f"{cheapest['why']}; it is the fastest of them too"
+    taken = max(among, key=lambda each: each.row["samples_per_second"]["mean"])
+    if verdict != "tie":
+        (taken,) = (each for each in among if each.cell.name == best)
+    elif taken.cell.name == best:
+        why = f"{why}; it is the fastest of them too"
     else:
-        why = f"{taken} is the fastest of {len(among)} cells whose costs are not told apart ({cheapest['why']})"
-    return {"cell": taken, "verdict": "tie", "why": why}
+        why = f"{taken.cell.name} is the fastest of {len(among)} cells whose costs are not told apart ({why})"
+    parity = taken.row["parity"]
+    if parity["state"] == "not checked":
+        why = f"{why}; {taken.cell.name} was not checked to train what ddp does: {parity['why']}"
+    return {"cell": taken.cell.name, "verdict": verdict, "why": why}

@@ -94,7 +94,7 @@ class Runs:
             self._counted.setdefault(folder.run_id, before)
             if before != f"{attempt.cell}, repeat {attempt.repeat}":
                 return "unreadable", f"{attempt.run} is the same run as that of {before}, and counts there", None
-            summary = current_summary(folder)
+            summary = current_summary(folder, own_prices=True)
         except SchemaError as error:
             return "unreadable", str(error), None
         except (ValueError, AssertionError, KeyError, TypeError) as error:

@@ -1,0 +1,99 @@
+"""Rankings go by the runs that their intervals are of, and by one price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scalelab.profiles.analysis.between import Difference, difference
+from scalelab.profiles.analysis.causes import causes
+from scalelab.profiles.analysis.compared import ComparedRun
+from scalelab.profiles.analysis.prices import Given
+from scalelab.profiles.analysis.summary import current_summary, write_summary
+from scalelab.profiles.analysis.sweep import summarise_sweep
+from scalelab.profiles.analysis.sweep.estimates import ratio
+from scalelab.profiles.runfolder import RunFolder
+
+from ..support.sweeps import MadeSweep, run_json, write_run
+
+ASKED: dict[str, float | None] = {"cost_ratio": None, "usd_per_million_samples": None}
+ILL = [1.0, 1.01, 0.99, 1.0, 1.0, 3.0]
+WELL = [1.05, 1.06, 1.04, 1.05, 1.05]
+ROUNDS = (range(5), range(6))
+
+
+@pytest.mark.parametrize("measure", ["cheapest", "fastest"])
+def test_a_round_that_one_cell_alone_has_makes_the_other_none_the_better(tmp_path: Path, measure: str) -> None:
+    """DDP is 5 % ahead in each of five rounds; a sixth went ill for it, and failed for the other."""
+    made = MadeSweep(tmp_path / "sweep", repeats=6)
+    made.cell("ddp", 2, ILL)
+    failed = made.cell("zero2", 2, WELL)
+    made.attempt(failed, 5, None, 5, "a rank died")
+    summary = summarise_sweep(made.write(), Given(), ASKED)
+    found = summary[measure]
+    (against,) = found["against"]
+    assert (found["best"], found["verdict"], against["cell"]) == ("ddp-fp32-x2", "one", "zero2-fp32-x2")
+    assert against["verdict"] == ("more" if measure == "cheapest" else "less")
+    assert against["interval"][0] <= against["ratio"] <= against["interval"][1]
+    assert "not so by the means of all runs" in found["why"]
+    assert summary["recommended"]["cell"] == "ddp-fp32-x2"
+
+
+def test_a_ratio_lies_in_its_interval() -> None:
+    times = ratio(WELL, ILL, rounds=ROUNDS)
+    assert times["mean"] == pytest.approx(1.05, rel=1e-3)
+    assert times["ci95"][0] < times["mean"] < times["ci95"][1]
+
+
+def test_seconds_of_a_cause_are_of_the_runs_that_its_interval_is_of(tmp_path: Path) -> None:
+    """Both sides' and their difference."""
+
+    def side(times: list[float]) -> list[ComparedRun]:
+        return [ComparedRun(path=tmp_path, facts={}, summary=_summary(each)) for each in times]
+
+    def held(a: Sequence[float], b: Sequence[float]) -> Difference:
+        return difference(a, b, rounds_a=range(6), rounds_b=range(5))
+
+    found = causes(side(ILL), side(WELL), "step", held, lambda path, why: None)
+    assert found is not None
+    whole = found["whole"]
+    assert (whole["a"], whole["b"]) == (pytest.approx(1.0), pytest.approx(1.05))
+    assert whole["difference_seconds"] == pytest.approx(0.05)
+    assert whole["ci95"][0] <= whole["difference_seconds"] <= whole["ci95"][1]
+
+
+def test_cells_of_different_prices_are_ranked_in_device_hours(tmp_path: Path) -> None:
+    """A cell at half the price and 1.5 times the hours is not the cheaper; at one price given to report, in USD."""
+    made = MadeSweep(tmp_path / "sweep", repeats=3)
+    made.cell("ddp", 2, [1.0, 1.01, 0.99], usd_per_gpu_hour=2.0)
+    made.cell("zero2", 2, [1.5, 1.51, 1.49], usd_per_gpu_hour=1.0)
+    summary = summarise_sweep(made.write(), Given(), ASKED)
+    assert summary["cheapest"]["measure"] == summary["pareto"]["cost"] == "device_hours_per_million_samples"
+    assert summary["recommended"]["cell"] == "ddp-fp32-x2"
+    assert "ddp-fp32-x2 was not checked to train what ddp does" in summary["recommended"]["why"]
+    assert any("priced differently" in note for note in summary["notes"])
+    priced = summarise_sweep(made.folder, Given(usd_per_gpu_hour=3.0), ASKED)
+    assert priced["cheapest"]["measure"] == "usd_per_million_samples"
+    assert not any("priced differently" in note for note in priced["notes"])
+
+
+def test_a_run_that_was_repriced_counts_at_its_own_price(tmp_path: Path) -> None:
+    """`scalelab report` on one run changes what that shows, not what its sweep takes."""
+    folder = RunFolder.create(tmp_path, "x")
+    write_run(folder, run_json("x", 2, usd_per_gpu_hour=2.0))
+    own = write_summary(folder)
+    write_summary(folder, Given(usd_per_gpu_hour=5.0))
+    assert current_summary(folder)["cost"]["usd_per_gpu_hour"] == 5.0
+    assert current_summary(folder, own_prices=True) == own
+    assert current_summary(folder)["cost"]["usd_per_gpu_hour"] == 5.0
+
+
+def _summary(seconds: float) -> dict[str, Any]:
+    return {
+        "step_seconds": {"mean": seconds},
+        "throughput": {"samples_per_second": 1 / seconds},
+        "phases": {"forward": {"mean": 0.4 * seconds}, "backward": {"mean": 0.6 * seconds}},
+        "reasons": {},
+    }
