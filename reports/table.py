@@ -175,7 +175,8 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         lines.append(f"held-out {quality['metric']}: best {quality['best']:.3f}")
     for event in summary["events"]:
         failed = f", {event['failed']} of them FAILED" if event["failed"] else ""
-        lines.append(f"{event['kind']}: {event['count']} x{failed}, {event['seconds']:.3g} s in all, outside the steps")
+        took = "" if event["seconds"] is None else f", {event['seconds']:.3g} s in all"
+        lines.append(f"{event['kind']}: {event['count']} x{failed}{took}, outside the steps")
     return [Text(line) for line in lines]
 
 

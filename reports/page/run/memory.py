@@ -22,8 +22,8 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         module = f" of {at['module']}" if at["module"] else ""
         blocks.append(
             Paragraph(
-                f"The peak is in {at['phase'] or 'no phase'}{module}, {units.milliseconds(at['seconds'])} "
-                f"from the step's begin. Source: {memory['source']}."
+                f"The peak is in {at['phase'] or 'no phase'}{module}{_from_begin(at['seconds'])}. "
+                f"Source: {memory['source']}."
             )
         )
     else:
@@ -35,6 +35,10 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     if len(memory["per_rank"]) > 1:
         blocks.append(_ranks(memory["per_rank"]))
     return Section("memory", "Memory", blocks)
+
+
+def _from_begin(seconds: float | None) -> str:
+    return "" if seconds is None else f", {units.milliseconds(seconds)} from the step's begin"
 
 
 def _kinds(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Table:
