@@ -126,6 +126,19 @@ def test_no_secret_of_the_environment_is_told(tmp_path: Path, monkeypatch: pytes
     assert not any(b"canary-31415926" in path.read_bytes() for path in folder.path.rglob("*") if path.is_file())
 
 
+def test_the_parts_of_the_whole_run_are_shown(tmp_path: Path) -> None:
+    """Start-up, warm-up, measured steps and what came after, each with its seconds and share."""
+    folder = made_run(tmp_path)
+    run = load_run(folder)
+    summary = summarise(run)
+    seconds = {"start_up": 5.0, "warmup": 2.0, "measured": 10.0, "evaluation": 1.0, "after_training": 2.0}
+    parts = [{"part": name, "seconds": each, "share": each / 20} for name, each in seconds.items()]
+    summary["cost"]["whole_run"] = {"seconds": 20.0, "parts": parts, "device_hours": 0.01, "samples": None, "usd": 1.0}
+    twin = markdown(run_report(summary, pictures(run, summary, folder)))
+    for row in ("start-up | 5.00 s | 25.0%", "warm-up steps | 2.00 s | 10.0%", "after training | 2.00 s | 10.0%"):
+        assert row in twin
+
+
 def test_a_large_run_is_reduced_and_says_so(tmp_path: Path) -> None:
     """More steps than buckets and more ranks than bars: bounded data, and captions that say what was put together."""
     folder = made_run(tmp_path, ranks=ROWS + 8, steps=BUCKETS + 50, calls=1)
