@@ -52,7 +52,7 @@ def test_no_figure_of_speed_survives_a_loss_that_left_the_tolerance(tmp_path: Pa
     for field in ("throughput.ci95", "step_seconds.mean", "cost.device_hours_per_million_samples", "phases.backward"):
         assert found[0]["reasons"][field] == cause
     assert not [path for path in silent(found[0]) if not explained(path, found[0]["reasons"]) and path != "outcome"]
-    Console(file=sys.stderr).print(run_table(found[0], None))
+    Console(file=sys.stderr).print(run_table(found[0]))
 
 
 def test_what_tells_more_than_time_keeps_only_the_rest(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_tells_more_than_time_keeps_only_the_rest(tmp_path: Path) -> None:
     assert {name for name in ("steps", "histogram", "ranks", "timeline") if drawn[name] is not None} == set()
     assert drawn["loss"] is not None
     summarise_and_report(folder)
-    Console(file=sys.stderr).print(run_table(summary, None))
+    Console(file=sys.stderr).print(run_table(summary))
     reasons: dict[str, str] = {}
     place = {"phase": "backward", "module": "head", "seconds": 0.1}
     rows = [{**row, "peak_at": place} for row in summary["memory"]["per_rank"]]
