@@ -199,6 +199,15 @@ def test_the_old_report_stays_where_a_new_one_cannot_be_written(
     assert run_command(["report", str(folder.path)]) == Exit.PREFLIGHT
 
 
+@pytest.mark.parametrize("content", ['{"schema": 1}', '{"schema": 1, "verd', "[]", '{"verdict": {}, "findings": 3}'])
+def test_a_diagnosis_that_cannot_be_read_is_none_and_that_is_said(tmp_path: Path, content: str) -> None:
+    """Half-written, of something else, or empty: the report is written, and says how to have a new one."""
+    folder = made_run(tmp_path, status={"state": "finished"})
+    (folder.path / "diagnosis.json").write_text(content)
+    assert summarise_and_report(folder)["outcome"] == {"state": "finished", "exit_code": None}
+    assert "The diagnosis cannot be read" in (folder.path / "report.md").read_text()
+
+
 def test_a_folder_that_is_no_runs_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is refused by its name, and the report of the run between them is written."""
     folder, half, newer = made_run(tmp_path), tmp_path / "half", tmp_path / "newer"
