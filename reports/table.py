@@ -22,9 +22,9 @@ SYNCS_SHOWN = 3
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def run_table(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> RenderableType:
-    """Throughput, where the step goes, and model state, from a summary.json. `law` is the evaluated law of run.json."""
-    memory = [] if summary["strategy"] == "own" else [_memory(summary, law)]
+def run_table(summary: Mapping[str, Any]) -> RenderableType:
+    """Throughput, where the step goes, and model state, from a summary.json."""
+    memory = [] if summary["strategy"] == "own" else [_memory(summary)]
     return Group(
         Text(),
         _headline(summary),
@@ -118,12 +118,12 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms"
 
 
-def _memory(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Group:
+def _memory(summary: Mapping[str, Any]) -> Group:
     memory = summary["memory"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("memory, worst rank", "at the peak", "model state", "law"):
         table.add_column(name, justify="left" if name.startswith("memory") else "right")
-    expected = max(law["ranks"], key=lambda rank: sum(rank.values())) if law else {}
+    expected = memory["state_by_law"] or {}
     state, known = memory["state"] or {}, memory["peak_at"] is not None
     for kind, count in memory["by_kind"].items():
         if count or kind in expected or kind in state:
@@ -175,7 +175,8 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         lines.append(f"held-out {quality['metric']}: best {quality['best']:.3f}")
     for event in summary["events"]:
         failed = f", {event['failed']} of them FAILED" if event["failed"] else ""
-        lines.append(f"{event['kind']}: {event['count']} x{failed}, {event['seconds']:.3g} s in all, outside the steps")
+        took = "" if event["seconds"] is None else f", {event['seconds']:.3g} s in all"
+        lines.append(f"{event['kind']}: {event['count']} x{failed}{took}, outside the steps")
     return [Text(line) for line in lines]
 
 

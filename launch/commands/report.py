@@ -105,8 +105,7 @@ def _run(path: Path, given: Given, *, as_json: bool) -> None:
     elif summary["source"] == "imported":
         _show(trace_table(summary), ("run folder", path), ("report", path / "report.html"))
     else:
-        table = run_table(summary, (folder.read("run.json") or {}).get("law"))
-        _show(table, ("run folder", path), ("report", path / "report.html"))
+        _show(run_table(summary), ("run folder", path), ("report", path / "report.html"))
 
 
 def _sweep(path: Path, options: ReportOptions, given: Given, *, as_json: bool) -> None:

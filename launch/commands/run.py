@@ -86,7 +86,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         _tell(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
     elif config.node_rank == 0 and summary["steps"]["measured"]:
-        Console(sys.stdout).print(run_table(summary, folder.read("run.json").get("law")))
+        Console(sys.stdout).print(run_table(summary))
     if status["exit_code"] != Exit.OK:
         for line in explanation(folder, status):
             _say(line)

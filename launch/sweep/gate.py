@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...profiles.analysis.parity import PARITY, TOLERANCES, deviations, largest
-from ...profiles.analysis.summary import write_summary
 from ...profiles.runfolder import RunFolder
 from ...profiles.sweepfolder import Attempt, Cell, SweepFolder
 from ..devices import Devices
 from ..errors import Exit
+from ..reporting import summarise_and_report
 from ..supervision.verdict import status
 from .fairness import gate_steps, recorded
 from .matrix import Planned, planned
@@ -128,7 +128,7 @@ class Gate:
             "it trained something else than ddp does, so its speed says nothing; docs/sweep.md says how to find out why"
         )
         run.write("status.json", status("failed", Exit.NUMERIC, cause=cause, hint=hint))
-        write_summary(run)
+        summarise_and_report(run)
         return attempt.model_copy(update={"exit_code": int(Exit.NUMERIC), "cause": cause, "parity": cause})
 
 

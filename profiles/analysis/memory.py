@@ -34,6 +34,7 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
     why = why_not_followed(run)
     if held is None:
         null("memory.state", NOT_RECORDED)
+        null("memory.state_rank", NOT_RECORDED)
     by_kind = worst["by_kind"] if worst else None
     if by_kind is None:
         # Of the kinds at the peak that much is known: it lives through the step, gradients from backward on.
@@ -68,11 +69,22 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
         "source": worst["source"] if worst else "live tensors",
         "by_kind": by_kind,
         "state": state if held else None,
+        "state_rank": held["rank"] if held else None,
+        "state_by_law": _by_law(run, held, null),
         **found,
         **_growth(run, why, null),
         "timeline": timeline,
         "per_rank": rows,
     }
+
+
+def _by_law(run: Run, held: dict[str, Any] | None, null: Null) -> dict[str, int] | None:
+    """What the law says of the rank whose measured state is told: ranks of one run may hold unlike shares."""
+    ranks = (run.run_json.get("law") or {}).get("ranks") or []
+    if held is not None and held["rank"] < len(ranks):
+        return dict(ranks[held["rank"]])
+    null("memory.state_by_law", NOT_RECORDED if held is None else "run.json has no law of its strategy")
+    return None
 
 
 def _rank(rank: RankRecords) -> dict[str, Any]:

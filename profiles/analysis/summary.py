@@ -184,7 +184,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "overhead": overhead(run, null),
         "trace": traces(rows, merged, null, _why_no_trace(run)),
         "calibration": _calibration(run, null),
-        "outcome": {"state": run.status["state"], "exit_code": run.status["exit_code"]},
+        "outcome": {"state": run.status.get("state", "unknown"), "exit_code": run.status.get("exit_code")},
         "analysis": analysis_digest(),
         "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)),
     }

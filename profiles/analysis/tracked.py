@@ -17,7 +17,7 @@ def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
     series: dict[str, list[list[float]]] = {}
     first = run.ranks[0] if run.ranks else None
     if first is not None:
-        times = _times(first)
+        times, began = _times(first)
         for name, values in (("train/loss", summary["loss"]), ("train/grad_norm", summary["grad_norm"])):
             series[name] = [
                 [step, times[step], value]
@@ -33,7 +33,7 @@ def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in event.values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                     series.setdefault(f"{event.event}/{name}", []).append(
-                        [event.step, times.get(event.step, 0.0), value]
+                        [event.step, began + event.start_seconds, value]
                     )
     return {
         "run_id": summary["run_id"],
@@ -53,14 +53,18 @@ def _rows(steps: list[int], times: Mapping[int, float], seconds: np.ndarray) -> 
     return [[step, times[step], float(value)] for step, value in zip(steps, means, strict=True)]
 
 
-def _times(rank: RankRecords) -> dict[int, float]:
-    """When each step of the rank began, by the clock on the wall when the rank started."""
+def _times(rank: RankRecords) -> tuple[dict[int, float], float]:
+    """When each step of the rank began, by the clock on the wall when the rank started; and when `start_seconds` is 0,
+    its first boundary, by the same clock."""
     start, steps = rank.start, rank.steps
     since = steps.numbers["start_seconds"]
     if start is not None:
         since = np.where(steps.begin_ns >= 0, steps.begin_ns * 1e-9 - start.monotonic_seconds, since)
         since = since + start.wall_seconds
-    return dict(zip(steps.step.tolist(), since.tolist(), strict=True))
+    began = start.wall_seconds if start is not None else 0.0
+    if len(since):
+        began = float(since[0] - steps.numbers["start_seconds"][0])
+    return dict(zip(steps.step.tolist(), since.tolist(), strict=True)), began
 
 
 RESULTS = (

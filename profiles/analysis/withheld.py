@@ -12,27 +12,71 @@ from .reasons import Null
 SECTIONS = ("throughput", "step_seconds", "phases", "detail", "cost", "utilization")
 # Sections that are there or not.
 WHOLE = ("counterfactual", "overhead", "trace")
-# What numbers of `comm` and `per_rank` are named that are of time.
-SPEEDS = ("seconds", "bandwidth", "share", "straggler", "phases")
+# Of the sections that tell more than time, what is of time or made of it.
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "comm": (
+        "busy_seconds",
+        "overlapped_seconds",
+        "exposed_seconds",
+        "exposed_by_phase",
+        "transfer_seconds",
+        "waiting_seconds",
+        "queued_seconds",
+        "bus_bandwidth",
+        "bus_bandwidth_share",
+        "alone_seconds",
+        "clock_residual_seconds",
+        "straggler",
+    ),
+    "quality": ("seconds_to_target", "usd_to_target"),
+    "memory": ("timeline",),
+}
+# The same of each row of a list.
+ROWS: Mapping[str, tuple[str, ...]] = {
+    "per_rank": ("phases", "step_seconds", "own_seconds", "waiting_seconds"),
+    "events": ("seconds",),
+}
+
+
+def is_withheld(status: Mapping[str, Any]) -> bool:
+    """Whether `status` says that losses left the tolerance."""
+    return str(status.get("cause") or "").startswith(PARITY)
 
 
 def withheld(summary: Mapping[str, Any], status: Mapping[str, Any], null: Null) -> dict[str, Any]:
-    """`summary` without figures of speed where `status` says that losses left the tolerance; else as it is."""
-    cause = str(status.get("cause") or "")
-    if not cause.startswith(PARITY):
+    """`summary` without figures of speed where losses left the tolerance; else as it is."""
+    if not is_withheld(status):
         return dict(summary)
-    found: dict[str, Any] = {**summary, **dict.fromkeys(WHOLE)}
+    cause = str(status["cause"])
+    found: dict[str, Any] = dict(summary)
+
+    def without(part: Mapping[str, Any], names: tuple[str, ...], path: str) -> dict[str, Any]:
+        for name in names:
+            null(f"{path}.{name}", cause)
+        return {**part, **dict.fromkeys(names)}
+
+    for name in WHOLE:
+        found[name] = None
+        null(name, cause)
     for name in SECTIONS:
-        found[name] = {key: value if isinstance(value, str) else None for key, value in found[name].items()}
-    found["comm"] = _without_speeds(found["comm"])
-    found["per_rank"] = [_without_speeds(row) for row in found["per_rank"]]
-    found["quality"] = {**found["quality"], "seconds_to_target": None, "usd_to_target": None}
-    parts = {**{name: found[name] for name in (*SECTIONS, "comm")}, "per_rank": (found["per_rank"] or [{}])[0]}
-    gone = [f"{name}.{key}" for name, part in parts.items() for key, value in part.items() if value is None]
-    for path in (*gone, *WHOLE, "quality.seconds_to_target"):
-        null(path, cause)
+        numbers = tuple(key for key, value in found[name].items() if not isinstance(value, str))
+        found[name] = without(found[name], numbers, name)
+    for name, fields in FIELDS.items():
+        found[name] = without(found[name], fields, name)
+    for name, fields in ROWS.items():
+        found[name] = [without(row, fields, name) for row in found[name]]
+    found["memory"] = _untimed(found["memory"], null, cause)
     return found
 
 
-def _without_speeds(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if any(word in key for word in SPEEDS) else value for key, value in row.items()}
+def _untimed(memory: Mapping[str, Any], null: Null, cause: str) -> dict[str, Any]:
+    """`memory` without the instants of its peaks."""
+
+    def placed(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+        if row["peak_at"] is None:
+            return dict(row)
+        null(f"{path}.peak_at.seconds", cause)
+        return {**row, "peak_at": {**row["peak_at"], "seconds": None}}
+
+    rows = [placed(row, "memory.per_rank") for row in memory["per_rank"]]
+    return {**placed(memory, "memory"), "per_rank": rows}

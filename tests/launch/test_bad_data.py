@@ -242,7 +242,7 @@ def test_the_summary_counts_each_once_over_ranks(tmp_path: Path) -> None:
 
 def printed(summary: dict[str, Any]) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=200).print(run_table(summary, None))
+    Console(file=stream, width=200).print(run_table(summary))
     return stream.getvalue()
 
 

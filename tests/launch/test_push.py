@@ -9,6 +9,11 @@ import pytest
 from scalelab.launch import trackers
 from scalelab.launch.cli import run_command
 from scalelab.launch.errors import Exit, PreflightError
+from scalelab.profiles.analysis.load import load_run
+from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.analysis.tracked import tracked
+from scalelab.profiles.records import EventRecord
+from scalelab.profiles.runfolder import appending
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.reported import HOSTILE, made_run
@@ -31,6 +36,17 @@ def test_tensorboard_has_the_series_as_recorded(tmp_path: Path, capsys: pytest.C
     assert events.Scalars("result/throughput.samples_per_second")[0].value > 0
     assert {"run/text_summary", "config/text_summary"} <= set(events.Tags()["tensors"])
     assert len(list((folder.path / "tensorboard").iterdir())) == 1
+
+
+def test_an_event_outside_the_recorded_steps_has_its_own_time(tmp_path: Path) -> None:
+    """One before the first step is at its own begin by the clock on the wall, not in 1970."""
+    folder = made_run(tmp_path)
+    with appending(folder.rank_file(0)) as write:
+        write(EventRecord(event="evaluation", step=-1, start_seconds=0.5, seconds=1.0, values={"ap": 0.6}))
+    run = load_run(folder)
+    rows = tracked(run, summarise(run))["series"]["evaluation/ap"]
+    assert [step for step, *_ in rows] == [39, -1]
+    assert rows[1][1] == pytest.approx(1.7e9 + 0.5)
 
 
 @pytest.mark.fault(66)

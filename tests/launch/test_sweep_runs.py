@@ -203,6 +203,7 @@ def test_what_trains_something_else_has_no_speed(tmp_path: Path, order: int) -> 
     assert run is not None
     assert (run.read("status.json")["exit_code"], run.read("status.json")["cause"]) == (8, attempt.cause)
     assert run.read("summary.json")["throughput"]["samples_per_second"] is None
+    assert all("Not finished" in (run.path / name).read_text() for name in ("report.html", "report.md"))
     others = [each for key, each in outcome.attempts.items() if key[0] != attempt.cell]
     assert [each.exit_code for each in others] == [0] * 3
     bf16 = outcome.attempts["zero1-bf16-2ranks", 1]

@@ -146,6 +146,18 @@ def test_kinds_and_timeline_are_the_worst_ranks(tmp_path: Path) -> None:
     assert (memory["growth_bytes_per_step"], memory["growth_ci95"]) == (0.0, [0.0, 0.0])
 
 
+def test_measured_state_stands_beside_the_law_of_the_same_rank(tmp_path: Path) -> None:
+    """Rank 1 held most, by law it should have been rank 0: rank 1 is compared with its own law."""
+    ranks: list[list[Record]] = [
+        [step(0, 1.0), MemoryRecord(step=0, parameters_bytes=held, gradients_bytes=1, optimizer_bytes=1)]
+        for held in (10, 20)
+    ]
+    law = {"ranks": [{"parameters": 30, "gradients": 1, "optimizer": 1}, {"parameters": 5, "gradients": 1}]}
+    memory = summarise(load_run(folder_with(tmp_path, {**run_json(2), "law": law}, *ranks)))["memory"]
+    assert (memory["state_rank"], memory["state"]["parameters"]) == (1, 20)
+    assert memory["state_by_law"] == law["ranks"][1]
+
+
 def test_growth_has_an_interval_and_a_place(tmp_path: Path) -> None:
     """A steady leak is certain, one step that left more is not; the rank that grows most is told."""
     steady = summary_of(tmp_path / "a", [memory_step(300, [4] * 4), memory_step(300, [10, 110, 210, 310])])["memory"]

@@ -319,9 +319,9 @@ def test_the_table_has_one_line_of_it_where_it_is_known(tmp_path: Path, monkeypa
     folder = cuda_run(tmp_path / "a", steps())
     watch(folder, monkeypatch, FakeCard(f"GPU-{UUIDS[0]}", percent=80, clock_events=0x4))
     known, on_cpu = (io.StringIO(), io.StringIO())
-    Console(file=known, width=200).print(run_table(summarise(load_run(folder)), None))
+    Console(file=known, width=200).print(run_table(summarise(load_run(folder))))
     for part in ("a kernel ran 80% of the time", "100 W a card", "6.25 J a sample", "energy counter", "sw_power_cap"):
         assert part in known.getvalue(), part
     cpu = folder_with(tmp_path / "b", run_json(), [step(1, 1.0)])
-    Console(file=on_cpu, width=200).print(run_table(summarise(load_run(cpu)), None))
+    Console(file=on_cpu, width=200).print(run_table(summarise(load_run(cpu))))
     assert "GPU" not in on_cpu.getvalue()

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from scalelab.launch.reporting import summarise_and_report
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.parity import PARITY
+from scalelab.profiles.analysis.pictures import pictures
 from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.analysis.withheld import withheld
 from scalelab.profiles.records import Record
 from scalelab.profiles.runfolder import RunFolder
 from scalelab.reports.table import run_table
 
 from tests.profiles.test_summary import explained, folder_with, run_json, silent, step
+from tests.support.reported import made_run
 
 
 def folder_of(tmp_path: Path) -> RunFolder:
@@ -48,7 +52,34 @@ def test_no_figure_of_speed_survives_a_loss_that_left_the_tolerance(tmp_path: Pa
     for field in ("throughput.ci95", "step_seconds.mean", "cost.device_hours_per_million_samples", "phases.backward"):
         assert found[0]["reasons"][field] == cause
     assert not [path for path in silent(found[0]) if not explained(path, found[0]["reasons"]) and path != "outcome"]
-    Console(file=sys.stderr).print(run_table(found[0], None))
+    Console(file=sys.stderr).print(run_table(found[0]))
+
+
+def test_what_tells_more_than_time_keeps_only_the_rest(tmp_path: Path) -> None:
+    """Of communication, events and the peak of memory nothing of time is left, each null has its reason, and the report
+    draws none of it."""
+    cause = f"{PARITY}: loss of step 0 is 2.0, ddp's 1.0"
+    folder = made_run(tmp_path, status={"state": "failed", "exit_code": 8, "cause": cause})
+    run = load_run(folder)
+    summary = summarise(run)
+    assert summary["comm"]["exposed_by_phase"] is summary["events"][0]["seconds"] is None
+    assert (summary["comm"]["calls_per_step"], summary["events"][0]["count"]) == (4.0, 1)
+    for field in ("comm.exposed_by_phase", "events.seconds", "quality.usd_to_target", "per_rank.phases"):
+        assert summary["reasons"][field] == cause
+    drawn = pictures(run, summary, folder)
+    assert {name for name in ("steps", "histogram", "ranks", "timeline") if drawn[name] is not None} == set()
+    assert drawn["loss"] is not None
+    summarise_and_report(folder)
+    Console(file=sys.stderr).print(run_table(summary))
+    reasons: dict[str, str] = {}
+    place = {"phase": "backward", "module": "head", "seconds": 0.1}
+    rows = [{**row, "peak_at": place} for row in summary["memory"]["per_rank"]]
+    memory = {**summary["memory"], "peak_at": place, "timeline": {"seconds": [0.1]}, "per_rank": rows}
+    found = withheld({**summary, "memory": memory}, run.status, reasons.__setitem__)["memory"]
+    assert found["peak_at"] == found["per_rank"][1]["peak_at"] == {**place, "seconds": None}
+    assert found["timeline"] is None
+    paths = ("memory.timeline", "memory.peak_at.seconds", "memory.per_rank.peak_at.seconds")
+    assert [reasons[path] for path in paths] == [cause] * 3
 
 
 def test_other_failures_keep_their_figures(tmp_path: Path) -> None:

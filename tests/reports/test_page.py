@@ -126,6 +126,19 @@ def test_no_secret_of_the_environment_is_told(tmp_path: Path, monkeypatch: pytes
     assert not any(b"canary-31415926" in path.read_bytes() for path in folder.path.rglob("*") if path.is_file())
 
 
+def test_the_parts_of_the_whole_run_are_shown(tmp_path: Path) -> None:
+    """Start-up, warm-up, measured steps and what came after, each with its seconds and share."""
+    folder = made_run(tmp_path)
+    run = load_run(folder)
+    summary = summarise(run)
+    seconds = {"start_up": 5.0, "warmup": 2.0, "measured": 10.0, "evaluation": 1.0, "after_training": 2.0}
+    parts = [{"part": name, "seconds": each, "share": each / 20} for name, each in seconds.items()]
+    summary["cost"]["whole_run"] = {"seconds": 20.0, "parts": parts, "device_hours": 0.01, "samples": None, "usd": 1.0}
+    twin = markdown(run_report(summary, pictures(run, summary, folder)))
+    for row in ("start-up | 5.00 s | 25.0%", "warm-up steps | 2.00 s | 10.0%", "after training | 2.00 s | 10.0%"):
+        assert row in twin
+
+
 def test_a_large_run_is_reduced_and_says_so(tmp_path: Path) -> None:
     """More steps than buckets and more ranks than bars: bounded data, and captions that say what was put together."""
     folder = made_run(tmp_path, ranks=ROWS + 8, steps=BUCKETS + 50, calls=1)
@@ -184,6 +197,15 @@ def test_the_old_report_stays_where_a_new_one_cannot_be_written(
     assert before == {path.name: path.read_bytes() for path in folder.path.glob("report.*")}
     assert not list(folder.path.glob("*.partial")) + list(folder.path.glob(".*.partial"))
     assert run_command(["report", str(folder.path)]) == Exit.PREFLIGHT
+
+
+@pytest.mark.parametrize("content", ['{"schema": 1}', '{"schema": 1, "verd', "[]", '{"verdict": {}, "findings": 3}'])
+def test_a_diagnosis_that_cannot_be_read_is_none_and_that_is_said(tmp_path: Path, content: str) -> None:
+    """Half-written, of something else, or empty: the report is written, and says how to have a new one."""
+    folder = made_run(tmp_path, status={"state": "finished"})
+    (folder.path / "diagnosis.json").write_text(content)
+    assert summarise_and_report(folder)["outcome"] == {"state": "finished", "exit_code": None}
+    assert "The diagnosis cannot be read" in (folder.path / "report.md").read_text()
 
 
 def test_a_folder_that_is_no_runs_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

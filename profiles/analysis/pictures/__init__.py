@@ -11,6 +11,7 @@ from typing import Any
 
 from ...runfolder import RunFolder
 from ..load import Run
+from ..withheld import is_withheld
 from .facts import facts
 from .ranks import ranks
 from .steps import histogram, loss, step_series
@@ -19,15 +20,16 @@ from .verdict import verdict
 
 
 def pictures(run: Run, summary: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """What a report shows beside the summary. Each part is None where there is nothing to draw."""
-    known = facts(run, folder)
+    """What a report shows beside the summary. Each part is None where there is nothing to draw, and those of time where
+    the summary's figures of speed are withheld."""
+    known, timed = facts(run, folder), not is_withheld(run.status)
     return {
         "facts": known,
         "verdict": verdict(summary, known),
-        "steps": step_series(run),
-        "histogram": histogram(run),
-        "ranks": ranks(summary),
-        "timeline": timeline(run),
+        "steps": step_series(run) if timed else None,
+        "histogram": histogram(run) if timed else None,
+        "ranks": ranks(summary) if timed else None,
+        "timeline": timeline(run) if timed else None,
         "loss": loss(summary["loss"]),
         "grad_norm": loss(summary["grad_norm"]),
     }

@@ -13,6 +13,7 @@ def facts(run: Run, folder: RunFolder) -> dict[str, Any]:
     """From run.json and status.json; of a rank that failed, what it wrote of its end."""
     told, status = run.run_json, run.status
     failure = _failure(folder, status)
+    diagnosis, unreadable = _diagnosis(folder)
     return {
         "config": told.get("config") or {},
         "given": told.get("given"),
@@ -30,8 +31,31 @@ def facts(run: Run, folder: RunFolder) -> dict[str, Any]:
         "consequences": status.get("consequences") or [],
         "out_of_memory": (failure.get("memory") or None) if failure else None,
         "traceback": failure.get("traceback") if failure else None,
-        "diagnosis": folder.read("diagnosis.json"),
+        "diagnosis": diagnosis,
+        "diagnosis_unreadable": unreadable,
     }
+
+
+def _diagnosis(folder: RunFolder) -> tuple[dict[str, Any] | None, str | None]:
+    """The diagnosis where there is one with all that a report says of it; else why one that is there says nothing."""
+    try:
+        found = folder.read("diagnosis.json")
+    except (OSError, ValueError) as error:
+        return None, str(error)
+    if found is None or _is_diagnosis(found):
+        return found, None
+    return None, f"{folder.path / 'diagnosis.json'}: not what scalelab diagnose writes"
+
+
+def _is_diagnosis(found: Any) -> bool:
+    """Whether what is read of it is there."""
+    try:
+        texts = [found["verdict"]["label"]]
+        for finding in found["findings"]:
+            texts += [finding["next"]["says"], *(each["says"] for each in finding["evidence"])]
+    except (KeyError, TypeError, IndexError):
+        return False
+    return all(isinstance(each, str) for each in texts)
 
 
 def _failure(folder: RunFolder, status: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -168,11 +168,15 @@ def _why(summaries: Sequence[Mapping[str, Any]], path: str) -> str:
 
 
 def _by_cause(summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str]) -> list[dict[str, Any]] | None:
-    """The leaves of the runs' trees, means over runs, in descending order."""
+    """The leaves of the runs' trees, means over runs, in descending order: of each its part of what steps and the
+    events that follow them cost, `cost.by_cause_total`."""
     trees = [summary["cost"]["by_cause_leaves"] for summary in summaries]
     if None in trees:
         reasons["by_cause"] = _why(summaries, "cost.by_cause_leaves")
         return None
+    hours = [summary["cost"]["by_cause_total"][HOURS] for summary in summaries]
+    if None in hours:
+        reasons[f"by_cause.{HOURS}"] = _why(summaries, f"cost.by_cause_total.{HOURS}")
     by_run = [{row["cause"]: row for row in tree} for tree in trees]
     if len({frozenset(rows) for rows in by_run}) > 1:
         reasons["by_cause"] = "its runs tell causes apart differently"
@@ -184,6 +188,8 @@ def _by_cause(summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str]) -
         money = None if None in usd else float(np.mean(usd))
         if money is None:
             reasons[f"by_cause.{USD}"] = _why(summaries, "cost.usd_per_gpu_hour")
+        taken = [None if whole is None else whole * part["share"] for whole, part in zip(hours, parts, strict=True)]
         seconds, share = (float(np.mean([part[name] for part in parts])) for name in ("seconds", "share"))
-        rows.append({"cause": cause, "seconds": seconds, "share": share, USD: money})
+        time = None if None in taken else float(np.mean(taken))
+        rows.append({"cause": cause, "seconds": seconds, "share": share, HOURS: time, USD: money})
     return sorted(rows, key=lambda row: -row["share"])

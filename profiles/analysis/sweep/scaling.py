@@ -80,7 +80,7 @@ def _point(each: CellResult, base: CellResult | None) -> dict[str, Any]:
     world = each.cell.world_size
     found: dict[str, Any] = dict.fromkeys(("speed_up", "efficiency", "cost_ratio"))
     if base is None:
-        reasons |= dict.fromkeys(found, "its cells are not of one law")
+        reasons |= dict.fromkeys((*found, "ideal_speed_up"), "its cells are not of one law")
     elif base is each:
         found = {name: {"mean": 1.0, "ci95": None} for name in found}
         reasons |= {f"{name}.ci95": "the base of the series" for name in found}
@@ -94,6 +94,7 @@ def _point(each: CellResult, base: CellResult | None) -> dict[str, Any]:
         "cell": each.cell.name,
         "world_size": world,
         "global_batch": each.cell.global_batch,
+        "ideal_speed_up": None if base is None else world / base.cell.world_size,
         "oversubscribed": row["oversubscribed"],
         "fitted": not row["oversubscribed"] and base is not None,
         "samples_per_second": row["samples_per_second"],

@@ -17,13 +17,13 @@ MIB = 2**20
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     memory = summary["memory"]
-    blocks: list[Block] = [_kinds(summary, pictures["facts"]["law"])]
+    blocks: list[Block] = [_kinds(summary)]
     if (at := memory["peak_at"]) is not None:
         module = f" of {at['module']}" if at["module"] else ""
         blocks.append(
             Paragraph(
-                f"The peak is in {at['phase'] or 'no phase'}{module}, {units.milliseconds(at['seconds'])} "
-                f"from the step's begin. Source: {memory['source']}."
+                f"The peak is in {at['phase'] or 'no phase'}{module}{_from_begin(at['seconds'])}. "
+                f"Source: {memory['source']}."
             )
         )
     else:
@@ -37,9 +37,13 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     return Section("memory", "Memory", blocks)
 
 
-def _kinds(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Table:
+def _from_begin(seconds: float | None) -> str:
+    return "" if seconds is None else f", {units.milliseconds(seconds)} from the step's begin"
+
+
+def _kinds(summary: Mapping[str, Any]) -> Table:
     memory = summary["memory"]
-    expected = max(law["ranks"], key=lambda rank: sum(rank.values())) if law and law.get("ranks") else {}
+    expected = memory["state_by_law"] or {}
     state, known, peak = memory["state"] or {}, memory["peak_at"] is not None, memory["peak_bytes"]
     columns = [
         Column("kind", "kind", numeric=False),
@@ -72,7 +76,9 @@ def _kinds(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> Table:
             Number("", None),
         ]
     )
-    caption = "The rank that held most, at its peak in a step after the measured ones; kinds sum to the peak"
+    caption = "The rank with the highest peak, in a step after the measured ones; kinds sum to the peak"
+    if (rank := memory["state_rank"]) is not None:
+        caption += f". Model state, measured and by law: rank {rank}, which holds most of it"
     return Table("memory", caption, columns, rows, total=frozenset({len(rows) - 1}))
 
 

@@ -11,6 +11,12 @@ from ..words import leaf, why
 
 PLACE = 30
 PER_MILLION = "usd_per_million_samples"
+PARTS = {
+    "start_up": "start-up",
+    "warmup": "warm-up steps",
+    "measured": "measured steps",
+    "after_training": "after training",
+}
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
@@ -23,7 +29,7 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     else:
         blocks.append(Paragraph(f"Which cause takes how much is not known: {why(summary, 'cost.by_cause')}.", "note"))
     if (whole := cost["whole_run"]) is not None:
-        blocks.append(_whole(whole))
+        blocks += [_whole(whole), _parts(whole["parts"])]
     return Section("money", "What it costs, by cause", blocks)
 
 
@@ -97,11 +103,21 @@ def _table(leaves: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Tab
 def _whole(whole: Mapping[str, Any]) -> Table:
     columns = [Column("of the whole run", "what", numeric=False), Column("value", "value")]
     rows = [
-        [name.replace("_", " "), Number(units.figures(each), each)] for name, each in whole.items() if _number(each)
+        [name.replace("_", " "), Number(units.figures(each), each)] for name, each in whole.items() if name != "parts"
     ]
     caption = "The run as a whole, with start-up, evaluations and checkpoints"
     return Table("whole-run", caption, columns, rows)
 
 
-def _number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+def _parts(parts: Sequence[Mapping[str, Any]]) -> Table:
+    columns = [Column("part of the run", "part", numeric=False), Column("time", "seconds"), Column("share", "share")]
+    rows = [
+        [
+            PARTS.get(row["part"], row["part"]),
+            Number(units.seconds(row["seconds"]), row["seconds"]),
+            Number(units.percent(row["share"]), row["share"], row["share"]),
+        ]
+        for row in parts
+    ]
+    caption = "Where the whole run's time went, on rank 0's clock: the parts sum to all of it"
+    return Table("whole-run-parts", caption, columns, rows)

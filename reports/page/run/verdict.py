@@ -88,6 +88,8 @@ def _next(verdict: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
         told = "Nothing that was taken away in turn saved time beyond doubt."
     else:
         told = "What a cause's removal would buy was not tried: --counterfactual does."
+    if (unreadable := facts["diagnosis_unreadable"]) is not None:
+        return [told, f"The diagnosis cannot be read: {unreadable}. `scalelab diagnose` makes it anew."]
     return [told, "No diagnosis was run."]
 
 

@@ -18,8 +18,9 @@ def section(summary: Mapping[str, Any]) -> Section | None:
     cells = [each for each in summary["cells"] if each["state"] == "measured" and each["by_cause"]]
     if not cells:
         return None
-    in_usd = all(each[USD] is not None for each in cells)
-    blocks: list[Block] = [_bars(cells, in_usd), _table(cells)]
+    in_usd = all(row[USD] is not None for each in cells for row in each["by_cause"])
+    drawn = [each for each in cells if in_usd or all(row[HOURS] is not None for row in each["by_cause"])]
+    blocks: list[Block] = [*([_bars(drawn, in_usd)] if drawn else []), _table(cells)]
     price = summary["price"]
     if price["usd_per_gpu_hour"] is not None:
         blocks.append(Paragraph(f"At {units.usd(price['usd_per_gpu_hour'])} an hour: {price['price_source']}.", "note"))
@@ -32,11 +33,6 @@ def section(summary: Mapping[str, Any]) -> Section | None:
     return Section("cost", "What a million samples cost, and why", blocks)
 
 
-def _cost(cell: Mapping[str, Any], share: float, in_usd: bool) -> float:
-    """A cause's part of what is on the axis."""
-    return share * cell[USD if in_usd else HOURS]["mean"]
-
-
 def _causes(cells: list[Mapping[str, Any]]) -> list[str]:
     """Every cause that a cell has, in the order of a step."""
     known = list(dict.fromkeys(row["cause"] for cell in cells for row in cell["by_cause"]))
@@ -44,13 +40,16 @@ def _causes(cells: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _bars(cells: list[Mapping[str, Any]], in_usd: bool) -> Chart:
-    causes = _causes(cells)
-    series = {}
-    for cause in causes:
-        shares = [next((row["share"] for row in cell["by_cause"] if row["cause"] == cause), 0.0) for cell in cells]
-        series[cause] = [_cost(cell, share, in_usd) for cell, share in zip(cells, shares, strict=True)]
+    causes, field = _causes(cells), USD if in_usd else HOURS
+    series = {
+        cause: [next((row[field] for row in cell["by_cause"] if row["cause"] == cause), 0.0) for cell in cells]
+        for cause in causes
+    }
     what = "dollars" if in_usd else "device-hours"
-    caption = f"{what.capitalize()} per million samples of each measured cell, by the cause that takes them."
+    caption = (
+        f"{what.capitalize()} per million samples of each measured cell, by the cause that takes them: of the steps "
+        "and of the events that follow them, so a bar is higher than what steps alone cost where there are events."
+    )
     bars, names = [each["name"] for each in cells], {cause: leaf(cause) for cause in causes}
     title, axis = "What a million samples cost, by cause", f"{what} per million samples"
     return stacked_bars("cost", title, caption, bars, series, axis=axis, unit=what, names=names)

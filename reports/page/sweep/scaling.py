@@ -39,27 +39,42 @@ def _speed_up(several: Sequence[Series]) -> Chart:
     data: list[dict[str, Any]] = []
     for index, each in enumerate(several):
         data += _series(each, ROLES[index % len(ROLES)], SYMBOLS[index % len(SYMBOLS)])
-    highest = max(point["world_size"] for each in several for point in each["points"])
-    base = min(each["base_world_size"] for each in several)
-    ideal = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "ideal",
-        "x": [base, highest],
-        "y": [1, highest / base],
-        "line": {"dash": "dot", "width": 1},
-        "meta": {"role": "quiet"},
-        "hoverinfo": "skip",
-    }
     layout = {
         "xaxis": {"title": {"text": "ranks"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "speed-up over the smallest"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "speed-up over the smallest of the series"}, "rangemode": "tozero"},
     }
-    return Chart("scaling", "Speed-up", _about(several), [ideal, *data], layout, 440)
+    return Chart("scaling", "Speed-up", _about(several), [*_ideals(several), *data], layout, 440)
+
+
+def _ideals(several: Sequence[Series]) -> list[dict[str, Any]]:
+    """A line for each number of ranks that a series begins at: what ideal is depends on it."""
+    by_base: dict[int, dict[int, float]] = {}
+    for each in several:
+        for point in each["points"]:
+            if point["ideal_speed_up"] is not None:
+                by_base.setdefault(each["base_world_size"], {})[point["world_size"]] = point["ideal_speed_up"]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "ideal" if len(by_base) == 1 else f"ideal over {base} rank{'s' if base > 1 else ''}",
+            "x": sorted(ideal),
+            "y": [ideal[size] for size in sorted(ideal)],
+            "line": {"dash": "dot", "width": 1},
+            "meta": {"role": "quiet"},
+            "hoverinfo": "skip",
+        }
+        for base, ideal in sorted(by_base.items())
+    ]
 
 
 def _about(several: Sequence[Series]) -> str:
-    caption = "Samples per second over those at the smallest number of ranks; bars are 95 % intervals between runs."
+    caption = (
+        "Samples per second over those at the smallest number of ranks of the same series; bars are 95 % intervals "
+        "between runs."
+    )
+    if len({each["base_world_size"] for each in several}) > 1:
+        caption += " Series that begin at different numbers of ranks have an ideal line each: hold one against its own."
     froms = {each["extrapolated_from_world_size"] for each in several if each["curve"]}
     if froms:
         ends = ", ".join(str(each) for each in sorted(froms))
