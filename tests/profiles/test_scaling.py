@@ -284,3 +284,15 @@ def test_amdahls_terms_are_a_part_of_the_universal_law() -> None:
     assert contention(one.terms) == pytest.approx(contention(two.terms)) == pytest.approx(0.2)
     assert coherency(one.terms) == 0
     assert knee(one.terms) == math.inf
+
+
+@pytest.mark.parametrize("a", [0.0, 0.03, 0.1, 0.5])
+@pytest.mark.parametrize("unit", [1.0, 3.7e-4, 1234.5])
+def test_exact_data_of_amdahls_law_have_no_coherency_and_no_knee(a: float, unit: float) -> None:
+    """Not one of 1e-16, which rounding makes, with a knee at millions of ranks."""
+    worlds = (1, 2, 3, 4, 6, 8, 16)
+    found = fit({world: [unit * world * usl(world, a)] * 2 for world in worlds}, USL_TERMS)
+    assert found.terms[2] == 0
+    assert found.value(knee) is None
+    assert not found.drawn[:, 2].any()
+    assert float(contention(found.terms)) == pytest.approx(a, abs=1e-12)
