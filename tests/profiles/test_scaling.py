@@ -296,3 +296,17 @@ def test_exact_data_of_amdahls_law_have_no_coherency_and_no_knee(a: float, unit:
     assert found.value(knee) is None
     assert not found.drawn[:, 2].any()
     assert float(contention(found.terms)) == pytest.approx(a, abs=1e-12)
+
+
+def test_series_that_differ_in_an_option_are_named_by_it(tmp_path: Path) -> None:
+    """And by that alone; a series that nothing is like has strategy and precision."""
+    made = MadeSweep(tmp_path / "sweep")
+    for strategy, checkpointing in (("ddp", "none"), ("ddp", "full"), ("zero2", "full")):
+        cell = made.cell(strategy, 2, [1.0], name=f"{strategy}-{checkpointing}")
+        cell.config.update(checkpointing=checkpointing, optimizer="adamw")
+    found = summarise_sweep(made.write(), Given(), {"cost_ratio": None, "usd_per_million_samples": None})["series"]
+    assert [each["name"] for each in found] == [
+        "ddp fp32, checkpointing none",
+        "ddp fp32, checkpointing full",
+        "zero2 fp32",
+    ]
