@@ -15,6 +15,7 @@ from scalelab.profiles.analysis.prices import Given
 from scalelab.profiles.analysis.sweep import summarise_sweep
 from scalelab.profiles.analysis.sweep.fits import AMDAHL_TERMS, USL_TERMS, affordable, coherency, contention, fit, knee
 from scalelab.profiles.analysis.sweep.lost import UNTOLD
+from scalelab.reports.page.write import write_sweep_report
 
 from ..support.sweeps import COMM, SHARES, MadeSweep
 
@@ -310,3 +311,19 @@ def test_series_that_differ_in_an_option_are_named_by_it(tmp_path: Path) -> None
         "ddp fp32, checkpointing full",
         "zero2 fp32",
     ]
+
+
+def test_a_limit_below_the_cost_on_one_rank_is_no_world_size(tmp_path: Path) -> None:
+    """It is null with its reason, not 0 ranks; table and page say why, and why there is no knee."""
+    made = MadeSweep(tmp_path / "sweep")
+    for world in (1, 2, 4):
+        made.cell("ddp", world, [usl(world, 0.1)], usd_per_gpu_hour=2.0)
+    asked = {"cost_ratio": None, "usd_per_million_samples": 1e-6}
+    summary = summarise_sweep(made.write(), Given(), asked)
+    (series,) = summary["series"]
+    assert series["affordable"] is None
+    assert "by the law it costs more on any number of ranks" in series["reasons"]["affordable"]
+    write_sweep_report(tmp_path, summary)
+    page = (tmp_path / "report.html").read_text()
+    assert series["reasons"]["fits.usl.knee"] in page
+    assert series["reasons"]["affordable"] in page

@@ -251,6 +251,9 @@ def _affordable(
     if place is None:
         reasons["affordable"] = f"{said}: by the law no number of ranks reaches that"
         return None
+    if place < 1:
+        reasons["affordable"] = f"{said}: by the law it costs more on any number of ranks"
+        return None
     interval = used.interval(limit)
     return {
         "asked": said,
