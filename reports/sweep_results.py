@@ -152,6 +152,8 @@ def _law(series: Mapping[str, Any]) -> list[str]:
         lines.append(f"no law is fitted: {series['reasons']['fits.usl']}")
     if (most := series["affordable"]) is not None:
         lines.append(f"{most['asked']}: up to {_place(most)}")
+    else:
+        lines.append(f"how far it is worth going is not known: {series['reasons']['affordable']}")
     return lines
 
 

@@ -6,10 +6,13 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
 
+from ...data.manifest import MANIFEST_NAME
+from ...models.contract import source_sha256
 from ...profiles.sweepfolder import Cell
 from ..config import RunConfig, build
 from ..devices import Devices
@@ -56,7 +59,8 @@ def cells(request: Request, devices: Devices) -> list[Planned]:
 
 
 def sweep_id(cells: Sequence[Planned], request: Request, devices: Devices) -> str:
-    """A hash of what decides a sweep's figures: the cells as they were resolved, the device, the libraries' versions.
+    """A hash of what decides a sweep's figures: the cells as they were resolved, what they train on what, the device,
+    the libraries' versions.
 
     Repeats are no part of it: asking for more goes on in the same folder.
     """
@@ -65,12 +69,29 @@ def sweep_id(cells: Sequence[Planned], request: Request, devices: Devices) -> st
             [planned.cell.name, {name: value for name, value in planned.cell.config.items() if name not in NO_PART}]
             for planned in cells
         ),
+        "trained": _trained(cells),
         "scaling": request.scaling,
         "best_batch": [request.best_batch, request.best_batch_max],
         "device": [devices.kind, devices.name],
         "versions": versions(),
     }
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()[:10]
+
+
+def _trained(cells: Sequence[Planned]) -> list[list[str | None]]:
+    """SHA-256 of each file that defines a model, and of the manifest that comes with its data; null where there is
+    none. A mended model is another one, though its options are the same."""
+    found = {(planned.cell.config["model"], planned.cell.config["data"]) for planned in cells}
+    return sorted(([source_sha256(model), _manifest_sha256(data)] for model, data in found), key=str)
+
+
+def _manifest_sha256(data: str | None) -> str | None:
+    if data is None:
+        return None
+    try:
+        return hashlib.sha256((Path(data) / MANIFEST_NAME).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _given(combination: dict[str, Any]) -> dict[str, Any]:

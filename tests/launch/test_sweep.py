@@ -25,9 +25,12 @@ SMALL = ["--strategies=ddp,zero1,single", "--gpus=2", "--repeats=1", "--steps=2"
 @pytest.mark.fault(42)
 def test_a_wrong_reduce_is_caught_and_its_repair_found(tmp_path: Path) -> None:
     """A ZeRO-1 that does not reduce trains something else: exit 8 for its run, 10 for the sweep, no speed of it. With
-    its fault mended a second call makes that run alone. The cell that cannot run stays, with its reason."""
+    its fault mended, which is not in the model's own file, a second call makes that run alone. The cell that cannot run
+    stays, with its reason."""
     model = tmp_path / "net.py"
-    model.write_text(MODEL.format(wrong=True))
+    fault = tmp_path / "fault"
+    fault.touch()
+    model.write_text(f"from pathlib import Path\n{MODEL.format(wrong=f'Path({str(fault)!r}).exists()')}")
     sweep = ["sweep", f"--model={model}", f"--out={tmp_path / 'out'}", *SMALL, "--json"]
     code, summary, errors = scalelab(*sweep)
     assert code == 10, errors
@@ -43,7 +46,7 @@ def test_a_wrong_reduce_is_caught_and_its_repair_found(tmp_path: Path) -> None:
     assert run.read("summary.json")["step_seconds"]["mean"] is None
     assert run.read("status.json")["exit_code"] == 8
 
-    model.write_text(MODEL.format(wrong=False))
+    fault.unlink()
     code, summary, errors = scalelab(*sweep)
     assert code == 0, errors
     assert "1 runs to make (1 are there)" in errors

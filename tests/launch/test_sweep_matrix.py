@@ -227,6 +227,22 @@ def test_the_folder_is_named_after_what_decides_the_figures(monkeypatch: pytest.
     assert named("--strategies=ddp,zero1", "--gpus=1,2") != base
 
 
+def test_a_changed_model_or_manifest_is_another_sweep(tmp_path: Path) -> None:
+    """Runs of the one are none of the other, though all options are the same; changed back, it goes on."""
+    model, data = tmp_path / "net.py", tmp_path / "data"
+    data.mkdir()
+
+    def named(source: str, manifest: str) -> str:
+        model.write_text(source)
+        (data / "manifest.json").write_text(manifest)
+        found = asked("--strategies=ddp", f"--model={model}", f"--data={data}")
+        return sweep_id(cells(found, CPU), found, CPU)
+
+    names = [named(source, manifest) for source in ("a = 1", "a = 2") for manifest in ("{}", "[]")]
+    assert len(set(names)) == 4
+    assert named("a = 1", "{}") == names[0]
+
+
 def test_where_the_matrix_has_no_ddp_a_short_run_of_it_is_added() -> None:
     """One for each world and precision that lacks it, as long as the gate looks, with nothing else measured."""
     found = cells(asked("--strategies=zero1,fsdp2", "--gpus=1,2", "--counterfactual", "--checkpointings=full"), CPU)

@@ -15,6 +15,7 @@ from scalelab.profiles.analysis.prices import Given
 from scalelab.profiles.analysis.sweep import summarise_sweep
 from scalelab.profiles.analysis.sweep.fits import AMDAHL_TERMS, USL_TERMS, affordable, coherency, contention, fit, knee
 from scalelab.profiles.analysis.sweep.lost import UNTOLD
+from scalelab.reports.page.write import write_sweep_report
 
 from ..support.sweeps import COMM, SHARES, MadeSweep
 
@@ -284,3 +285,45 @@ def test_amdahls_terms_are_a_part_of_the_universal_law() -> None:
     assert contention(one.terms) == pytest.approx(contention(two.terms)) == pytest.approx(0.2)
     assert coherency(one.terms) == 0
     assert knee(one.terms) == math.inf
+
+
+@pytest.mark.parametrize("a", [0.0, 0.03, 0.1, 0.5])
+@pytest.mark.parametrize("unit", [1.0, 3.7e-4, 1234.5])
+def test_exact_data_of_amdahls_law_have_no_coherency_and_no_knee(a: float, unit: float) -> None:
+    """Not one of 1e-16, which rounding makes, with a knee at millions of ranks."""
+    worlds = (1, 2, 3, 4, 6, 8, 16)
+    found = fit({world: [unit * world * usl(world, a)] * 2 for world in worlds}, USL_TERMS)
+    assert found.terms[2] == 0
+    assert found.value(knee) is None
+    assert not found.drawn[:, 2].any()
+    assert float(contention(found.terms)) == pytest.approx(a, abs=1e-12)
+
+
+def test_series_that_differ_in_an_option_are_named_by_it(tmp_path: Path) -> None:
+    """And by that alone; a series that nothing is like has strategy and precision."""
+    made = MadeSweep(tmp_path / "sweep")
+    for strategy, checkpointing in (("ddp", "none"), ("ddp", "full"), ("zero2", "full")):
+        cell = made.cell(strategy, 2, [1.0], name=f"{strategy}-{checkpointing}")
+        cell.config.update(checkpointing=checkpointing, optimizer="adamw")
+    found = summarise_sweep(made.write(), Given(), {"cost_ratio": None, "usd_per_million_samples": None})["series"]
+    assert [each["name"] for each in found] == [
+        "ddp fp32, checkpointing none",
+        "ddp fp32, checkpointing full",
+        "zero2 fp32",
+    ]
+
+
+def test_a_limit_below_the_cost_on_one_rank_is_no_world_size(tmp_path: Path) -> None:
+    """It is null with its reason, not 0 ranks; table and page say why, and why there is no knee."""
+    made = MadeSweep(tmp_path / "sweep")
+    for world in (1, 2, 4):
+        made.cell("ddp", world, [usl(world, 0.1)], usd_per_gpu_hour=2.0)
+    asked = {"cost_ratio": None, "usd_per_million_samples": 1e-6}
+    summary = summarise_sweep(made.write(), Given(), asked)
+    (series,) = summary["series"]
+    assert series["affordable"] is None
+    assert "by the law it costs more on any number of ranks" in series["reasons"]["affordable"]
+    write_sweep_report(tmp_path, summary)
+    page = (tmp_path / "report.html").read_text()
+    assert series["reasons"]["fits.usl.knee"] in page
+    assert series["reasons"]["affordable"] in page

@@ -5,7 +5,9 @@
 
 With X(N) = X(1) C(N), device-seconds per sample N / X(N) = (1 + a (N - 1) + b N (N - 1)) / X(1) are linear in three
 terms that are not negative: least squares of the relative error finds them, from no start. The best such solution is an
-unrestricted one of some of the terms, so that all choices of them are looked through.
+unrestricted one of some of the terms, so that all choices of them are looked through, the fewest terms first: a term
+more is taken only where it lowers the squares by more than rounding does, else exact data of Amdahl's law would have a
+coherency of 1e-16, and a knee at that.
 
 Intervals: 1,000 draws of the means of the world sizes, by residuals of runs from the mean of their world size on
 logarithms, pooled, widened by sqrt(n / (n - 1)) and by Student's t over the normal's for their few degrees of freedom.
@@ -25,6 +27,9 @@ from scipy import special
 AMDAHL_TERMS, USL_TERMS = 2, 3
 DRAWS = 1000
 QUANTILES = (0.025, 0.975)
+# Squares of relative errors that fall by less, as a share and for each point, fall by rounding.
+LEAST_GAIN = 1e-9
+ROUNDING = 1e-24
 
 # Functions of coefficients take one row of them or many, and give a number for each.
 OfTerms = Callable[[np.ndarray], np.ndarray]
@@ -80,13 +85,14 @@ def _solve(worlds: np.ndarray, seconds: np.ndarray, terms: int) -> np.ndarray:
     """The coefficients for each row of `seconds`. The constant is always among them."""
     found = np.zeros((len(seconds), terms))
     least = np.full(len(seconds), math.inf)
-    for others in itertools.product((False, True), repeat=terms - 1):
+    choices = itertools.product((False, True), repeat=terms - 1)
+    for others in sorted(choices, key=sum):
         chosen = np.array([True, *others])
         columns = _columns(worlds, terms)[:, chosen] / seconds[:, :, None]
         solved = np.linalg.pinv(columns).sum(axis=2)
         errors = np.einsum("rnk,rk->rn", columns, solved) - 1
         squares = np.where((solved >= 0).all(axis=1), (errors**2).sum(axis=1), math.inf)
-        better = squares < least
+        better = squares < least * (1 - LEAST_GAIN) - len(worlds) * ROUNDING
         found[better] = 0
         found[np.ix_(better, chosen)] = solved[better]
         least[better] = squares[better]

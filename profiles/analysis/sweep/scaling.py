@@ -27,18 +27,36 @@ SAME = ("checkpointing", "engine", "compile", "optimizer", "bucket_mb", "overlap
 
 def series(results: Sequence[CellResult], plan: SweepPlan, asked: dict[str, float | None]) -> list[dict[str, Any]]:
     """One for each strategy, precision and other options that cells differ in; cells that were measured."""
-    groups: dict[tuple[Any, ...], list[CellResult]] = {}
+    groups: dict[tuple[str, ...], list[CellResult]] = {}
     for each in results:
         config = each.cell.config
         key = (each.cell.strategy, each.cell.precision, *(str(config.get(name)) for name in SAME))
         groups.setdefault(key, []).append(each)
-    return [_series(sorted(group, key=lambda each: each.cell.world_size), plan, asked) for group in groups.values()]
+    names = _names(list(groups))
+    return [
+        _series(name, sorted(group, key=lambda each: each.cell.world_size), plan, asked)
+        for name, group in zip(names, groups.values(), strict=True)
+    ]
 
 
-def _series(group: Sequence[CellResult], plan: SweepPlan, asked: dict[str, float | None]) -> dict[str, Any]:
+def _names(keys: Sequence[tuple[str, ...]]) -> list[str]:
+    """Strategy and precision, and each other option that series of the same two differ in."""
+    found = []
+    for strategy, precision, *options in keys:
+        alike = [key[2:] for key in keys if key[:2] == (strategy, precision)]
+        told = [
+            f"{name} {value}"
+            for name, value, values in zip(SAME, options, zip(*alike, strict=True), strict=True)
+            if len(set(values)) > 1
+        ]
+        found.append(", ".join([f"{strategy} {precision}", *told]))
+    return found
+
+
+def _series(name: str, group: Sequence[CellResult], plan: SweepPlan, asked: dict[str, float | None]) -> dict[str, Any]:
     base, reasons = group[0], {}
     found: dict[str, Any] = {
-        "name": f"{base.cell.strategy} {base.cell.precision}",
+        "name": name,
         "strategy": base.cell.strategy,
         "precision": base.cell.precision,
         "base_world_size": base.cell.world_size,
@@ -233,6 +251,9 @@ def _affordable(
     place, largest = used.value(limit), used.world_sizes[-1]
     if place is None:
         reasons["affordable"] = f"{said}: by the law no number of ranks reaches that"
+        return None
+    if place < 1:
+        reasons["affordable"] = f"{said}: by the law it costs more on any number of ranks"
         return None
     interval = used.interval(limit)
     return {

@@ -237,7 +237,7 @@ def _fits(several: Sequence[Series]) -> Table:
                     law,
                     told,
                     Number(units.percent(fit["residual"]), fit["residual"]),
-                    _knee(fit.get("knee")),
+                    _knee(each, law, fit),
                 ]
             )
     return Table(
@@ -248,9 +248,12 @@ def _fits(several: Sequence[Series]) -> Table:
     )
 
 
-def _knee(knee: Mapping[str, Any] | None) -> str:
-    if knee is None or knee["world_size"] is None:
-        return "none"
+def _knee(series: Series, law: str, fit: Mapping[str, Any]) -> str:
+    """Where it is, or why there is none."""
+    if "knee" not in fit:
+        return "the law has none"
+    if (knee := fit["knee"]) is None:
+        return reason(series, f"fits.{law}.knee")
     where = f", extrapolated from {knee['from_world_size']}" if knee["extrapolated"] else ""
     return f"at {units.figures(knee['world_size'])} ranks {_open(knee['ci95'])}{where}"
 
