@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -40,7 +41,7 @@ from .errors import Exit
 from .lock import locked
 from .own_job import own_rank, run_json, samples_in, share_folder
 from .supervision.verdict import status
-from .text import redacted
+from .text import plain, redacted
 
 WARMUP_STEPS = 5
 
@@ -148,7 +149,7 @@ class Probe:
         self._probe.loss(loss)
 
     def close(self) -> None:
-        """On all ranks together: write what is left, and on rank 0 the summary.
+        """On all ranks together: write what is left, and on rank 0 the summary and the report.
 
         A process that ends without it writes its own part and waits for nobody: its peers may be gone, or wait for it.
         """
@@ -169,13 +170,22 @@ class Probe:
         if together and not self._has_failed and self._rank.world_size > 1 and distributed.is_initialized():
             distributed.barrier()
         if self._leads:
-            from ..profiles.analysis.summary import write_summary
-
             state = self.folder.read("status.json") or {}
             if state.get("state") == "running":
                 self.folder.write("status.json", status("finished", Exit.OK))
-            write_summary(self.folder)
+            self._report()
         self._stack.close()
+
+    def _report(self) -> None:
+        """The summary and the report. Whatever keeps them from being made, the job goes on: its records are there."""
+        from .reporting import report_after
+
+        try:
+            report_after(self.folder, _say)
+        except Exception as error:
+            # Not a warning: a job may have made errors of those.
+            with contextlib.suppress(Exception):
+                _say(f"no report: {type(error).__name__}: {error}; scalelab report {self.folder.path} makes it")
 
     def _begin(self) -> None:
         if self._open is None:
@@ -221,6 +231,10 @@ class Probe:
         with contextlib.suppress(Exception):
             if (self.folder.read("status.json") or {}).get("state") == "running":
                 self.folder.write("status.json", status("failed", Exit.WORKER_DIED, culprit=where, cause=cause))
+
+
+def _say(text: str) -> None:
+    print(plain(f"scalelab: {text}"), file=sys.stderr, flush=True)
 
 
 @dataclass

@@ -14,14 +14,15 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from ...profiles.analysis.imported import config_of
-from ...profiles.analysis.load import load_run
+from ...profiles.analysis.load import Run, load_run
 from ...profiles.analysis.summary import summarise
 from ...profiles.analysis.trace.said import NO_KERNELS
 from ...profiles.analysis.traces import MERGED, SUFFIXES, merge_traces, read_traces, trace_files
 from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
-from ...profiles.storage import writing
+from ...profiles.storage import OutputError, writing
 from ...reports.console import Console
+from ...reports.page.write import write_run_report
 from ...reports.steady import Steady
 from ...reports.trace import trace_table
 from ..errors import ConfigError, Exit
@@ -84,12 +85,26 @@ def main(argv: Sequence[str]) -> int:
     merged = merge_traces(folder.path, trace_files(folder.path), run)
     summary = summarise(run, sorted(named, key=lambda row: row["rank"]), merged)
     folder.write("summary.json", summary)
+    reported = _reported(folder, run, summary)
     if "json" in flags:
         print(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
         return Exit.OK
     Console(sys.stdout).print(trace_table(summary))
     print(plain(f"run folder: {folder.path}"), file=Steady(sys.stdout))
+    if reported:
+        print(plain(f"report: {folder.path / 'report.html'}"), file=Steady(sys.stdout))
     return Exit.OK
+
+
+def _reported(folder: RunFolder, run: Run, summary: Mapping[str, Any]) -> bool:
+    """Write the report; where the disk does not take it, say so: the summary is there."""
+    try:
+        write_run_report(folder, run, summary)
+    except OutputError as error:
+        told = f"the report could not be written: {error}\nhint: {error.hint}; then: scalelab report {folder.path}"
+        print(plain(told), file=Steady(sys.stderr))
+        return False
+    return True
 
 
 def _copied(folder: RunFolder, ranks: Sequence[int], files: Sequence[Path]) -> list[str]:

@@ -13,6 +13,7 @@ import orjson
 import pytest
 import scalelab
 import torch
+from scalelab.launch import reporting
 from scalelab.launch.attach import Probe
 from scalelab.launch.commands import report
 from scalelab.launch.errors import ConfigError
@@ -90,6 +91,29 @@ def test_a_loop_without_ranks(alone: tuple[Probe, nn.Module, torch.optim.Optimiz
     assert {(record.samples, record.lr) for record in records} == {(4, 0.5)}
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
+    assert "Finished" in (probe.folder.path / "report.md").read_text()
+    assert (probe.folder.path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("place", ["load_run", "write_run_report"])
+def test_a_report_that_cannot_be_made_does_not_end_the_job(
+    alone: tuple[Probe, nn.Module, torch.optim.Optimizer],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+) -> None:
+    """Whatever fails in it, `close` returns and says so, with the command that makes the report later."""
+    probe, model, optimizer = alone
+    loop(probe, model, optimizer, [torch.ones(4, 3)] * 3)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(reporting, place, fails)
+    probe.close()
+    told = capsys.readouterr().err
+    assert "planted" in told
+    assert f"scalelab report {probe.folder.path}" in told
 
 
 def test_what_surrounds_the_loop_is_left_as_it_was(tmp_path: Path) -> None:

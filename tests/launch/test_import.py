@@ -80,6 +80,8 @@ def test_a_summary_can_be_rebuilt_from_the_folder(capsys: pytest.CaptureFixture[
     _, summary, _ = imported(capsys, tmp_path, tmp_path / "t.json")
     folder = Path(summary["run_folder"])
     assert list(trace_files(folder)) == [7]
+    assert "Imported traces" in (folder / "report.md").read_text()
+    assert (folder / "report.html").is_file()
     (tmp_path / "t.json").unlink()
     before = (folder / "summary.json").read_bytes()
     assert run_command(["report", str(folder), "--json"]) == 0

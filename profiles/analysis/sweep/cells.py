@@ -188,8 +188,8 @@ def _by_cause(summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str]) -
         money = None if None in usd else float(np.mean(usd))
         if money is None:
             reasons[f"by_cause.{USD}"] = _why(summaries, "cost.usd_per_gpu_hour")
-        taken = [None if whole is None else whole * part["share"] for whole, part in zip(hours, parts, strict=True)]
+        taken = [whole * part["share"] for whole, part in zip(hours, parts, strict=True) if whole is not None]
         seconds, share = (float(np.mean([part[name] for part in parts])) for name in ("seconds", "share"))
-        time = None if None in taken else float(np.mean(taken))
+        time = None if None in hours else float(np.mean(taken))
         rows.append({"cause": cause, "seconds": seconds, "share": share, HOURS: time, USD: money})
     return sorted(rows, key=lambda row: -row["share"])
