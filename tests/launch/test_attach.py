@@ -240,7 +240,7 @@ def test_a_wrapper_that_came_first_makes_communication_unknown(tmp_path: Path) -
 
 
 def test_report_names_what_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path, words in ((tmp_path / "none", "no such run folder"), (tmp_path, "no run.json")):
+    for path, words in ((tmp_path / "none", "no such folder"), (tmp_path, "no run.json")):
         with pytest.raises(ConfigError, match=words):
             report.main([str(path)])
 
