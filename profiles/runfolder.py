@@ -163,7 +163,7 @@ def _records_in(path: Path) -> tuple[list[Record], int]:
     for line in lines:
         try:
             record = any_record.decode(line)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             _refuse_newer_start(path, line)
             unreadable += 1
             continue

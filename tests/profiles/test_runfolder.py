@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from scalelab.profiles.analysis.load import load_run
@@ -53,6 +53,7 @@ def test_records_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.fault(53)
 @given(cut=st.integers(min_value=0), junk=st.binary(max_size=20))
+@example(cut=0, junk=b'{"kind":"\xff"}')
 def test_a_file_cut_anywhere_keeps_its_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, cut: int, junk: bytes
 ) -> None:
