@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -248,11 +249,13 @@ def test_report_names_what_is_no_run_folder(tmp_path: Path, capsys: pytest.Captu
 def test_report_prints_one_summary_a_line(
     alone: tuple[Probe, nn.Module, torch.optim.Optimizer], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A folder that is given twice is reported once."""
     probe, model, optimizer = alone
     loop(probe, model, optimizer, [torch.ones(4, 3)] * 4)
     probe.close()
-    assert report.main([str(probe.folder.path)] * 2 + ["--json"]) == 0
+    other = shutil.copytree(probe.folder.path, probe.folder.path.with_name("other"))
+    assert report.main([str(probe.folder.path), str(other), str(probe.folder.path), "--json"]) == 0
     lines = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["run_folder"] for line in lines] == [str(probe.folder.path)] * 2
+    assert [line["run_folder"] for line in lines] == [str(probe.folder.path), str(other)]
     assert report.main([str(probe.folder.path)]) == 0
     assert "its own loop" in capsys.readouterr().out
