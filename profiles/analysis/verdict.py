@@ -39,22 +39,23 @@ def ratio_effect(difference: Difference, margin: float = MARGIN) -> Effect:
     """The effect that a difference of logarithms stands for.
 
     `higher` and `lower`: the interval leaves 0 out; for one run a side, held against a stored spread, that of 99 %
-    does. `no change`: it lies within ±margin (on logarithms, so that
-    swapping the sides changes nothing but the sign). `cannot tell`: neither, or there is no interval.
+    does. `no change`: it lies within ±margin (on logarithms, so that swapping the sides changes nothing but the sign);
+    one run a side never says so. `cannot tell`: neither, or there is no interval.
     """
     interval = difference.interval(CONFIDENCE)
     effect = math.expm1(difference.estimate)
     if interval is None:
         return Effect(effect, None, "cannot tell")
     low, high = interval
-    surely = difference.interval(STRICT) if difference.spread and difference.spread.how == "stored" else interval
+    single = difference.spread is not None and difference.spread.how == "stored"
+    surely = difference.interval(STRICT) if single else interval
     assert surely is not None
     word: Word = "cannot tell"
     if surely[0] > 0:
         word = "higher"
     elif surely[1] < 0:
         word = "lower"
-    elif max(-low, high) < math.log1p(margin):
+    elif not single and max(-low, high) < math.log1p(margin):
         word = "no change"
     return Effect(effect, (math.expm1(low), math.expm1(high)), word)
 
