@@ -36,7 +36,7 @@ from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
 from ..profiles.records import Role
 from ..profiles.runfolder import appending
-from .assemble import start_record
+from .assemble import ended, start_record
 from .errors import Exit
 from .lock import locked
 from .own_job import own_rank, run_json, samples_in, share_folder
@@ -166,7 +166,7 @@ class Probe:
         self._drop()
         self._seams.remove()
         self._probe.close()
-        self._write(peaks(self._device))
+        self._write(ended(peaks(self._device)))
         if together and not self._has_failed and self._rank.world_size > 1 and distributed.is_initialized():
             distributed.barrier()
         if self._leads:

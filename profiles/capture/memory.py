@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -56,9 +55,8 @@ def peaks(device: torch.device, parameters_digest: str | None = None) -> EndReco
     """What this process has held at most."""
     # Linux counts ru_maxrss in KiB.
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    now = time.monotonic()
     if device.type != "cuda":
-        return EndRecord(rss_peak_bytes=rss, parameters_digest=parameters_digest, monotonic_seconds=now)
+        return EndRecord(rss_peak_bytes=rss, parameters_digest=parameters_digest)
     free, total = torch.cuda.mem_get_info(device)
     return EndRecord(
         rss_peak_bytes=rss,
@@ -66,5 +64,4 @@ def peaks(device: torch.device, parameters_digest: str | None = None) -> EndReco
         reserved_peak_bytes=torch.cuda.max_memory_reserved(device),
         driver_used_bytes=total - free,
         parameters_digest=parameters_digest,
-        monotonic_seconds=now,
     )
