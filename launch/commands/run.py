@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
     plan = resolve(build(values, problems), devices.detect(), dry_run="dry-run" in flags)
     if "dry-run" in flags:
         return _dry_run(plan, as_json="json" in flags)
-    return _run(plan, argv, as_json="json" in flags)
+    return _run(plan, argv, sorted(values), as_json="json" in flags)
 
 
-def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
+def _run(plan: Plan, argv: Sequence[str], given: Sequence[str], *, as_json: bool) -> int:
     # Here and not above: `--help` and errors of usage answer without them.
     from ...reports.console import Console
     from ...reports.live import LiveLine
@@ -70,7 +70,7 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     if (warning := shm_warning(loaders, plan.config.prefetch or 0, None)) is not None:
         _say(f"note: {warning}")
     digest = None if dataset is None else dataset.manifest.digest
-    with opened(plan, lambda folder: run_json_of(plan, dataset, folder, argv), digest, _say) as place:
+    with opened(plan, lambda folder: run_json_of(plan, dataset, folder, argv, given), digest, _say) as place:
         folder, config = place.folder, plan.config
         with LiveLine(
             sys.stderr,
@@ -98,7 +98,10 @@ def _run(plan: Plan, argv: Sequence[str], *, as_json: bool) -> int:
     return Exit.OK if reported else Exit.SOME_FAILED
 
 
-def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequence[str]) -> dict[str, Any]:
+def run_json_of(
+    plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Sequence[str], given: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What is known of a run before it starts. `given` are the options that were asked for."""
     target = parse_target(plan.config.target) if plan.config.target else None
     data = None
     if dataset is not None:
@@ -109,7 +112,7 @@ def run_json_of(plan: Plan, dataset: Dataset | None, folder: RunFolder, argv: Se
         "run_id": folder.run_id,
         "name": name_of(plan.config),
         "command": ["scalelab", "run", *map(redacted_argument, argv)],
-        "given": sorted(Options("run", SUMMARY, RunConfig, FLAGS).read(argv)[0]),
+        "given": list(given),
         "config": plan.config.model_dump(),
         "setting": asdict(plan.setting),
         "precision": asdict(PRECISIONS[plan.config.precision]),
