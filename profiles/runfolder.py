@@ -7,6 +7,7 @@ ranks/r000.jsonl    one record per step per rank, append-only
 errors/r000.json    what ended a rank, when something did
 logs/r000.log       what a rank printed
 telemetry/h000.jsonl  on CUDA, readings of a host's cards, append-only
+telemetry/m000.jsonl  readings of a host's cores and memory, append-only
 traces/             a profiler's trace of each rank, r000.pt.trace.json.gz, and one of all, merged
 checkpoints/        sharded checkpoints, one folder a save, and a link `latest`
 summary.json        written by analysis

@@ -77,8 +77,11 @@ def current_summary(folder: RunFolder, *, own_prices: bool = False) -> dict[str,
 def analysis_digest() -> str:
     """Changes with any change of the code and the tables that make summaries."""
     digest = hashlib.sha256()
-    for path in sorted(path for kind in ("*.py", "*.csv") for path in Path(__file__).parent.glob(kind)):
-        digest.update(path.read_bytes())
+    here = Path(__file__).parent
+    # Those of sweeps, pictures and diagnosis read summaries, and make none.
+    for place in (here, here / "trace", here.parent):
+        for path in sorted(path for kind in ("*.py", "*.csv") for path in place.glob(kind)):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
