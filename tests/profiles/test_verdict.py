@@ -128,6 +128,13 @@ def test_one_run_a_side_is_held_against_the_stored_spread() -> None:
     assert stored_spread([10.0]) is None
 
 
+def test_one_run_a_side_never_says_that_two_are_alike() -> None:
+    """Alone, equal times on a steady machine may be chance; with a second run a side they are a statement."""
+    steady, one = Spread(0.001, 4, "stored"), np.log([1.0])
+    assert ratio_effect(difference(one, one, stored=steady)).word == "cannot tell"
+    assert verdict(np.log([1.0, 1.001]), np.log([1.001, 1.0])).word == "no change"
+
+
 def test_two_single_runs_are_rarely_called_different_by_a_stored_spread() -> None:
     """Also when that spread comes from five runs alone."""
     generator = np.random.default_rng(3)
