@@ -54,8 +54,10 @@ def test_a_checkpoint_without_room_does_not_cost_the_run(tmp_path: Path, timed: 
     assert "step-" in found.status["cause"]
     assert found.steps(0) == found.steps(1) == 5
     assert list((found.folder.path / "checkpoints").glob("step-*")) == []
+    # Beside them there may be a flush, if the machine takes half a second for the steps.
     events = [record for record in found.folder.records(0)[0] if isinstance(record, EventRecord)]
-    assert len(events) == 2
-    assert all("failed" in event.values for event in events)
-    (row,) = summarise(load_run(found.folder))["events"]
+    saves = [event for event in events if event.event == "checkpoint"]
+    assert len(saves) == 2
+    assert all("failed" in event.values for event in saves)
+    (row,) = (row for row in summarise(load_run(found.folder))["events"] if row["kind"] == "checkpoint")
     assert (row["count"], row["failed"]) == (2, 2)
