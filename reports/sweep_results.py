@@ -46,8 +46,9 @@ def _cells(summary: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("cell", no_wrap=True)
     for name in ("runs", "step ms", "samples/s", UNIT[cost], "comm", "peak memory"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+        # No word is cut, however narrow the terminal.
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
+    table.add_column("", min_width=len("reference"))
     for cell in summary["cells"]:
         figures = [
             _estimate(cell["step_seconds"], 1e3),
