@@ -13,7 +13,7 @@ from rich.text import Text
 from .table import size
 
 USD, HOURS = "usd_per_million_samples", "device_hours_per_million_samples"
-UNIT = {USD: "$ per million", HOURS: "device-hours per million"}
+UNIT = {USD: "$ per million", HOURS: "hours per M samples"}
 # Causes of lost efficiency that are shown: the rest is in the report.
 SHOWN = 4
 LEAST_SHOWN = 0.005
@@ -43,7 +43,7 @@ def _headline(summary: Mapping[str, Any]) -> Text:
 
 def _cells(summary: Mapping[str, Any]) -> Table:
     cost = summary["pareto"]["cost"] if summary["pareto"] else HOURS
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("cell", no_wrap=True)
     for name in ("runs", "step ms", "samples/s", UNIT[cost], "comm", "peak memory"):
         # No word is cut, however narrow the terminal.
