@@ -30,12 +30,6 @@ MOST_SHAPES = 16
 NO_MASKS = "the model's file does not say what of a batch is padding: padded() does (docs/efficiency.md)"
 
 
-def tally(source: ModelSource, setting: Setting, warmup: int, steps: int) -> BatchTally:
-    """Notes the micro-batches of a rank's measured steps."""
-    each = setting.accumulation
-    return BatchTally(warmup * each, steps * each, tuple(source.padded() or ()))
-
-
 def count(
     noted: BatchTally, source: ModelSource, setting: Setting, seed: int, group: Any, *, leads: bool
 ) -> FlopsRecord | None:

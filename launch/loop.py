@@ -40,6 +40,7 @@ def train(
                 last = micro == accumulation - 1
                 with probe.phase("data"):
                     batch = next(batches)
+                probe.drawn(batch)
                 with probe.phase("h2d"):
                     batch = to_device(batch)
                 with probe.phase("forward"):

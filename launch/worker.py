@@ -19,6 +19,7 @@ from torch import distributed
 
 from ..models.contract import ModelSource, load_model
 from ..models.errors import ModelError
+from ..profiles.capture.batches import BatchTally
 from ..profiles.capture.clocks import compare_clocks, over
 from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.finite import FiniteWatch, first_not_finite, parts_of
@@ -95,6 +96,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
             comm.on(device)
         if config.probe == "on":
             total = config.warmup + (config.steps or 0)
+            tally = BatchTally(tuple(job.source.padded() or ()))
             probe = Probe(
                 write,
                 timeline,
@@ -105,11 +107,12 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 finite=job.finite,
                 comm=comm,
                 pauses=stack.enter_context(watched_pauses()),
+                batches=tally,
                 times_recompute=config.checkpointing != "none" and not config.compile,
             )
             recompute.timed_by(probe.recomputing)
         else:
-            probe = WindowProbe(write, timeline, at=pulse.at)
+            tally, probe = None, WindowProbe(write, timeline, at=pulse.at)
         saver = Saver(job)
         steps = schedule(
             config,
@@ -125,13 +128,8 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 at_hand.batch = None  # so that it is freed where the next one is waited for
 
         batches = drawn()
-        noted = (
-            efficiency.tally(job.source, setting, config.warmup, config.steps or 0) if config.probe == "on" else None
-        )
 
         def moved(batch: Any) -> Any:
-            if noted is not None:
-                noted.note(batch)
             at_hand.batch = to_device(batch, device)
             return at_hand.batch
 
@@ -171,10 +169,10 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
         compared = together and (config.counterfactual or config.deterministic)
         end = peaks(device, digest(job.run.parameters()) if compared else None)
         # Others are to leave at once.
-        if noted is not None and together and stopping.agreed in (Exit.OK, Exit.INTERRUPTED):
+        if tally is not None and together and stopping.agreed in (Exit.OK, Exit.INTERRUPTED):
             pulse.patient()
-            flops = efficiency.count(noted, job.source, setting, config.seed, control, leads=rank.rank == 0)
-            write(noted.record(), *([] if flops is None else [flops]))
+            flops = efficiency.count(tally, job.source, setting, config.seed, control, leads=rank.rank == 0)
+            write(tally.record(), *([] if flops is None else [flops]))
         write(ended(end))
     # Nobody leaves while a peer may still have something to receive from it.
     if together:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..records import Role
 from ..used import BatchesRecord
 
 Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -36,39 +37,49 @@ class Seen:
             self.filled[mask] = (before[0] + counts[0], before[1] + counts[1], before[2] + counts[2])
 
 
+@dataclass
+class _Held:
+    """Of each micro-batch the elements of its tensors, and by mask how many are real; `seen` adds them up."""
+
+    elements: list[int] = field(default_factory=list)
+    real: dict[str, list[int]] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
+
+
 class BatchTally:
-    """Notes the micro-batches from number `first` on, `count` of them; the others cost nothing.
+    """What the micro-batches of measured steps held. Those of other steps are looked at as well, and left out: so a
+    step with the probe costs the same wherever that cost is measured.
 
     `masks` are keys of a batch whose elements are non-zero where something is real, rows first. They are read on the
     host alone: a batch that is on a device already is not waited for.
     """
 
-    def __init__(self, first: int, count: int, masks: Sequence[str]) -> None:
-        self.seen = Seen()
-        self._first, self._end = first, first + count
-        self._number = 0
+    def __init__(self, masks: Sequence[str]) -> None:
         self._masks = masks
-        self._elements: list[int] = []
-        self._real: dict[str, list[int]] = {}
+        self._measured, self._others = _Held(), _Held()
         self._example: tuple[list[Any], Any] | None = None
 
-    def note(self, batch: Any) -> None:
-        """The next micro-batch, before it goes to its device."""
-        number = self._number
-        self._number += 1
-        if not self._first <= number < self._end:
-            return
+    @property
+    def seen(self) -> Seen:
+        """Of measured steps."""
+        return self._measured.seen
+
+    def note(self, batch: Any, role: Role) -> None:
+        """The next micro-batch, before it goes to its device, of a step of that `role`."""
+        held = self._measured if role == "measured" else self._others
         leaves, structure = tree_flatten(batch)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        self._elements.append(sum(tensor.numel() for tensor in tensors))
-        self.seen.shapes[tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)] += 1
+        held.elements.append(sum(tensor.numel() for tensor in tensors))
+        held.seen.shapes[tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)] += 1
         if self._example is None:
             self._example = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
             self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        if self.seen.filled is not None:
-            self.seen.filled = self._filled(batch, self.seen.filled)
+        if held.seen.filled is not None:
+            held.seen.filled = self._filled(batch, held, held.seen.filled)
 
-    def _filled(self, batch: Any, before: dict[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]] | None:
+    def _filled(
+        self, batch: Any, held: _Held, before: dict[str, tuple[int, int, int]]
+    ) -> dict[str, tuple[int, int, int]] | None:
         for name in self._masks:
             mask = batch.get(name) if isinstance(batch, Mapping) else None
             if not isinstance(mask, torch.Tensor) or mask.device.type != "cpu" or mask.dim() != 2:
@@ -76,14 +87,15 @@ class BatchTally:
             real, rows, there = before.get(name, (0, 0, 0))
             # numpy: torch takes ten times as long to count what is this small.
             more = int(np.count_nonzero(mask.numpy()))
-            self._real.setdefault(name, []).append(more)
+            held.real.setdefault(name, []).append(more)
             before[name] = (real + more, rows + len(mask), there + mask.numel())
         return before
 
     def record(self) -> BatchesRecord:
-        """What each noted micro-batch held."""
-        whole = {name: counts for name, counts in self._real.items() if len(counts) == len(self._elements)}
-        return BatchesRecord(elements=self._elements, real=whole)
+        """What each micro-batch of measured steps held."""
+        elements, real = self._measured.elements, self._measured.real
+        whole = {name: counts for name, counts in real.items() if len(counts) == len(elements)}
+        return BatchesRecord(elements=elements, real=whole)
 
     def like(self, shapes: Shapes, device: str, lengths: Mapping[str, int] | None = None) -> Any:
         """An empty batch of such `shapes`, other leaves as this rank first saw them. A tensor under a key in `lengths`

@@ -52,6 +52,10 @@ class BlockTimer:
     def phase(self, name: str) -> AbstractContextManager[None]:
         return self._null if self._calls is None else self._calls.phase(name)
 
+    def drawn(self, batch: Any) -> None:
+        if self._calls is not None:
+            self._calls.drawn(batch)
+
     def loss(self, loss: torch.Tensor) -> None:
         if self._calls is not None:
             self._calls.loss(loss)
@@ -115,6 +119,9 @@ class TimedCalls:
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         return self._around(self._probe.phase, name)
+
+    def drawn(self, batch: Any) -> None:
+        self._call(self._probe.drawn, batch)
 
     def loss(self, loss: torch.Tensor) -> None:
         self._call(self._probe.loss, loss)

@@ -98,6 +98,9 @@ class MemoryProbe:
         self._log.attempt(lambda: self._log.mark(_tensors(batch), "batch"))
         return batch
 
+    def drawn(self, batch: Any) -> None:
+        return
+
     def loss(self, loss: torch.Tensor) -> None:
         return
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..records import EventKind, StepRecord
+from .batches import BatchTally
 from .comm import CommRecorder
 from .finite import FiniteWatch
 from .memory import model_state
@@ -49,7 +50,8 @@ class Probe:
     once where a number is not finite. `memory_step` is the step at which model state is counted: one after the first,
     so that the optimizer has its own. Gradient norms are recorded in the first `grad_norm_steps`. `at` hears of every
     phase and event as it begins; `finite` tells which tensors of a step were not finite, `comm` what collectives did,
-    `pauses` of the collector and of other threads on the rank's core; `times_recompute` if `recomputing` is entered.
+    `pauses` of the collector and of other threads on the rank's core; `batches` tallies what micro-batches held;
+    `times_recompute` if `recomputing` is entered.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Probe:
         finite: FiniteWatch | None = None,
         comm: CommRecorder | None = None,
         pauses: Pauses | None = None,
+        batches: BatchTally | None = None,
         times_recompute: bool = False,
     ) -> None:
         self._write = write
         self._at = at
         self._comm = comm
         self._pauses = pauses
+        self._batches = batches
         self._finite = finite
         self._timeline = timeline
         self._grad_norm_steps = grad_norm_steps
@@ -88,6 +92,12 @@ class Probe:
         """Around one optimizer step. It begins where the step or event before it ended: nothing falls between."""
         self._step.next = step
         return self._step
+
+    def drawn(self, batch: Any) -> None:
+        """The next micro-batch, before it goes to its device."""
+        if self._batches is not None:
+            assert self._current is not None
+            self._batches.note(batch, self._current.step.role)
 
     def loss(self, loss: torch.Tensor) -> None:
         """One micro-batch's loss on this rank; read later."""

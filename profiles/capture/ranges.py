@@ -46,6 +46,9 @@ class RangedProbe:
         with self._probe.event(kind, step) as values, self._around(f"event:{kind}"):
             yield values
 
+    def drawn(self, batch: Any) -> None:
+        self._probe.drawn(batch)
+
     def loss(self, loss: torch.Tensor) -> None:
         self._probe.loss(loss)
 

@@ -50,6 +50,9 @@ class WindowProbe:
     def phase(self, name: str) -> AbstractContextManager[None]:
         return self._null
 
+    def drawn(self, batch: Any) -> None:
+        return
+
     def loss(self, loss: torch.Tensor) -> None:
         return
 

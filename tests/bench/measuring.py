@@ -9,6 +9,7 @@ threads it is wide.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
@@ -25,8 +26,10 @@ from scalelab.launch.schedule import Step
 from scalelab.launch.setting import Setting
 from scalelab.launch.strategies._native import NativeSharded
 from scalelab.launch.supervision.pulse import Pulse, prepare
+from scalelab.profiles.capture.batches import BatchTally
 from scalelab.profiles.capture.comm import Mode
 from scalelab.profiles.capture.finite import FiniteWatch, parts_of
+from scalelab.profiles.capture.pauses import watched_pauses
 from scalelab.profiles.capture.probe import Probe
 from scalelab.profiles.capture.timeline import HostTimeline
 from scalelab.profiles.capture.window import WindowProbe
@@ -121,11 +124,21 @@ def time_blocks(rank: Rank, case: Case) -> dict[str, list[float]]:
         while True:
             yield batch
 
-    with tempfile.TemporaryDirectory() as folder, appending(Path(folder) / "r000.jsonl") as write:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        write = stack.enter_context(appending(Path(folder) / "r000.jsonl"))
         (Path(folder) / "live").mkdir()
         prepare(Path(folder), rank.rank)
         pulse, timeline = Pulse(Path(folder), rank.rank), HostTimeline()
-        probe = Probe(write, timeline, at=pulse.at, finite=finite, comm=ranks.recorder)
+        probe = Probe(
+            write,
+            timeline,
+            at=pulse.at,
+            finite=finite,
+            comm=ranks.recorder,
+            pauses=stack.enter_context(watched_pauses()),
+            batches=BatchTally(()),
+        )
 
         def measured() -> None:
             train(run, feed(), schedule, probe, lambda batch: batch)

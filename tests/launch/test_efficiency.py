@@ -15,7 +15,7 @@ from scalelab.launch.setting import Setting
 from scalelab.models.contract import load_model
 from scalelab.profiles.analysis.summary import write_summary
 from scalelab.profiles.capture.batches import BatchTally
-from scalelab.profiles.records import EndRecord
+from scalelab.profiles.records import EndRecord, Role
 from scalelab.profiles.used import FlopsRecord
 
 from tests.support.supervised import run_supervised
@@ -108,8 +108,8 @@ def test_counting_leaves_all_as_it_was(precision: str, checkpointing: str) -> No
     setting = Setting(world_size=1, device="cpu", precision=precision, checkpointing=checkpointing, micro_batch=2)  # type: ignore
     trained, _ = build(source, setting, seed=1)
     before = [parameter.clone() for parameter in trained.parameters()]
-    noted = efficiency.tally(source, setting, warmup=0, steps=1)
-    noted.note(source.example_batch(2))
+    noted = BatchTally(tuple(source.padded() or ()))
+    noted.note(source.example_batch(2), "measured")
     for draw in (random.random, np.random.rand, lambda: torch.rand(1)):
         draw()
     states = generators()
@@ -131,9 +131,9 @@ def test_counting_leaves_all_as_it_was(precision: str, checkpointing: str) -> No
 
 def test_more_shapes_than_are_counted_is_a_reason() -> None:
     source, setting = load_model("nano", {}), Setting(world_size=1, device="cpu")
-    noted = BatchTally(0, 100, ())
+    noted = BatchTally(())
     for size in range(efficiency.MOST_SHAPES + 1):
-        noted.note({"x": torch.zeros(size + 1)})
+        noted.note({"x": torch.zeros(size + 1)}, "measured")
     found = efficiency.count(noted, source, setting, 0, None, leads=True)
     assert found is not None
     assert found.counted is None
@@ -141,10 +141,12 @@ def test_more_shapes_than_are_counted_is_a_reason() -> None:
 
 
 def test_only_measured_micro_batches_are_noted() -> None:
-    """Warm-up and what comes after the last measured step are not; masks are read by row, shapes told apart."""
-    noted = BatchTally(first=2, count=3, masks=("mask",))
-    for length in (9, 9, 3, 4, 3, 9):
-        noted.note({"mask": torch.arange(length).expand(2, length) > 0, "name": "x"})
+    """Those of warm-up and of the tail are not; masks are read by row, shapes told apart."""
+    noted = BatchTally(masks=("mask",))
+    roles: tuple[Role, ...] = ("warmup", "warmup", "measured", "measured", "measured", "counterfactual")
+    for length, role in zip((9, 9, 3, 4, 3, 9), roles, strict=True):
+        noted.note({"mask": torch.arange(length).expand(2, length) > 0, "name": "x"}, role)
+    assert noted.record().real == {"mask": [2 * 2, 2 * 3, 2 * 2]}
     assert sorted(noted.seen.shapes.values()) == [1, 2]
     assert noted.seen.filled == {"mask": (2 * (2 + 3 + 2), 6, 2 * (3 + 4 + 3))}
     batch = noted.like((((2, 3), torch.bool),), "cpu", {"mask": 1})
@@ -153,16 +155,16 @@ def test_only_measured_micro_batches_are_noted() -> None:
 
 @pytest.mark.parametrize("batch", [{"mask": torch.ones(3)}, {"other": torch.ones(2, 3)}, [torch.ones(2, 3)]])
 def test_a_mask_that_cannot_be_read_is_no_mask(batch: Any) -> None:
-    noted = BatchTally(first=0, count=1, masks=("mask",))
-    noted.note(batch)
+    noted = BatchTally(masks=("mask",))
+    noted.note(batch, "measured")
     assert noted.seen.filled is None
 
 
 def test_ranks_sum_what_they_saw() -> None:
     """Shapes and masks of two ranks; one whose masks are unknown makes them unknown for all."""
-    one, other = (BatchTally(0, 1, ("mask",)) for _ in range(2))
-    one.note({"mask": torch.ones(2, 3)})
-    other.note({"mask": torch.zeros(2, 3)})
+    one, other = (BatchTally(("mask",)) for _ in range(2))
+    one.note({"mask": torch.ones(2, 3)}, "measured")
+    other.note({"mask": torch.zeros(2, 3)}, "measured")
     one.seen.add(other.seen)
     assert list(one.seen.shapes.values()) == [2]
     assert one.seen.filled == {"mask": (6, 4, 12)}
