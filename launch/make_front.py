@@ -27,9 +27,9 @@ TARGETS = {
     "tensorboard": ("run", "port"),
     "compare": ("a", "b", "fail_if", "allow", "margin", "json"),
     "report": ("run", "json"),
-    "diagnose": ("run", "scenario", "seed", "gpus", "out", "json"),
+    "diagnose": ("run", "scenario", "seed", "gpus", "verify", "rounds", "steps", "out", "json"),
 }
-FLAGS = ("dry_run", "json")
+FLAGS = ("dry_run", "json", "verify")
 # Short names of make's for options of long ones.
 SHORT = {"profile": "profile_steps"}
 REPEATED = "model_option"

@@ -21,6 +21,8 @@ def diagnosis_card(diagnosis: Mapping[str, Any]) -> RenderableType:
     if first is not None:
         parts += _of(first)
     others = [row for row in findings if row is not first]
+    if (verified := diagnosis.get("verification")) is not None:
+        parts += [_title("What it bought"), *map(_line, _bought(verified))]
     if others:
         parts += [_title("Also"), Padding(_others(others), (0, 0, 0, 2))]
     if diagnosis["cannot_tell"]:
@@ -60,6 +62,37 @@ def _buys(row: Mapping[str, Any]) -> str:
         return f"no time: {row['method']}"
     spread = "" if row["ci95"] is None else f" [{row['ci95'][0] * 1e3:.1f}, {row['ci95'][1] * 1e3:.1f}]"
     return f"{row['headroom_seconds'] * 1e3:.1f}{spread} ms a step, {row['severity_share']:.0%} of it ({row['method']})"
+
+
+def _bought(row: Mapping[str, Any]) -> list[Text]:
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["options"].items())
+    spread = "" if row["ci95"] is None else f" [{row['ci95'][0]:.0%}, {row['ci95'][1]:.0%}]"
+    said = "" if row["predicted_share"] is None else f"; {row['predicted_share']:.0%} was predicted for {row['label']}"
+    lines = [
+        Text.assemble(
+            (row["verdict"], "bold green" if row["verdict"] == "faster" else "bold yellow"),
+            f" with {options}: {row['saved_share']:.0%}{spread} less time a {row['per']}, {row['rounds']} runs of each "
+            f"side, in turn{said}",
+        )
+    ]
+    if row["verdict"] == "cannot tell" and row["needed"]:
+        lines.append(Text(f"--rounds {row['needed']} would tell an effect of 5 %"))
+    if (learns := row["learns"]) is not None:
+        lines.append(Text(_learns(learns)))
+    elif "learns" in row["reasons"] and "neither" not in row["reasons"]["learns"]:
+        lines.append(Text(f"how well it learns is not known: {row['reasons']['learns']}"))
+    return lines
+
+
+def _learns(row: Mapping[str, Any]) -> str:
+    spread = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.1%}, {row['ci95'][1]:+.1%}]"
+    how = (
+        "whether it learns as well cannot be told" if row["verdict"] == "cannot tell" else f"it learns {row['verdict']}"
+    )
+    return (
+        f"{how}: loss {row['loss_after']:.4g} against {row['loss_before']:.4g} after {row['samples']} samples, "
+        f"{row['higher_share']:+.1%}{spread}"
+    )
 
 
 def _others(rows: list[Mapping[str, Any]]) -> Table:

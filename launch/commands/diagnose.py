@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from ...profiles.analysis.diagnosis.diagnose import write_diagnosis
+from ...profiles.analysis.diagnosis.diagnose import FILE, write_diagnosis
 from ...profiles.analysis.load import load_run
 from ...profiles.analysis.summary import summarise
 from ...profiles.analysis.traces import merge_traces, read_traces, trace_files
@@ -21,12 +22,19 @@ from .. import devices
 from ..errors import ConfigError, Exit
 from ..options import PlainText, option, read_options
 from ..scenarios import scenarios
-from ..scenarios._run import run_scenario
+from ..scenarios._contract import Planted
+from ..scenarios._run import make_within, run_scenario
+from ..sweep.child import make_run
 from ..text import plain
 from ..validation import unknown
 
 SUMMARY = "Say what holds a run back: a verdict, the evidence for it, what to change, and what that would buy."
-FLAGS = {"json": "print the diagnosis as JSON on stdout; everything else goes to stderr"}
+FLAGS = {
+    "verify": "make the change that the diagnosis proposes: run both sides in turn, and say what it bought",
+    "json": "print the diagnosis as JSON on stdout; everything else goes to stderr",
+}
+# From as many on two sides are held against each other round by round.
+ROUNDS = 5
 
 
 class DiagnoseOptions(BaseModel):
@@ -36,7 +44,11 @@ class DiagnoseOptions(BaseModel):
     scenario: PlainText | None = option("which", "run this built-in fault first, and diagnose that", None)
     seed: int = option("scenario", "draws the strength of the fault, and the run's data and weights", 0, ge=0, lt=2**32)
     gpus: int | None = option("scenario", "ranks; by default the scenario's own", None, ge=1, le=1024)
-    out: PlainText = option("scenario", "folder in which its run folder is made", "runs")
+    rounds: int = option("verify", "runs of each side, in turn", ROUNDS, ge=2, le=1000)
+    steps: int | None = option(
+        "verify", "measured steps of each of these runs; as the run has, 100 at most", None, ge=1
+    )
+    out: PlainText = option("where", "folder in which run folders are made", "runs")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,14 +59,19 @@ def main(argv: Sequence[str]) -> int:
         for name, each in scenarios().items():
             print(f"  {name:24} {each.says} ({each.label})")
         return Exit.OK
-    folder = _scenario(options) if options.scenario is not None else _folder(options.run or "runs/latest")
-    diagnosis = _diagnose(folder)
+    if options.scenario is not None:
+        planted, folder = _scenario(options)
+    else:
+        planted, folder = None, _folder(options.run or "runs/latest")
+    diagnosis, code = _diagnose(folder), Exit.OK
+    if "verify" in flags:
+        code = _verify(folder, diagnosis, options, planted)
     if "json" in flags:
         print(orjson.dumps({**diagnosis, "run_folder": str(folder.path)}).decode())
-        return Exit.OK
+        return code
     Console(sys.stdout).print(diagnosis_card(diagnosis))
     print(plain(f"\nrun folder: {folder.path}"), file=Steady(sys.stdout))
-    return Exit.OK
+    return code
 
 
 def _folder(name: str) -> RunFolder:
@@ -64,7 +81,7 @@ def _folder(name: str) -> RunFolder:
     return RunFolder(path.resolve())
 
 
-def _diagnose(folder: RunFolder) -> dict[str, object]:
+def _diagnose(folder: RunFolder) -> dict[str, Any]:
     try:
         run, files = load_run(folder), trace_files(folder.path)
         summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
@@ -73,7 +90,29 @@ def _diagnose(folder: RunFolder) -> dict[str, object]:
     return write_diagnosis(folder, run, summary)
 
 
-def _scenario(options: DiagnoseOptions) -> RunFolder:
+def _verify(folder: RunFolder, diagnosis: dict[str, Any], options: DiagnoseOptions, planted: Planted | None) -> Exit:
+    """Add what the proposed change has bought to `diagnosis`, and to the folder's diagnosis.json."""
+    from ..verification import change_of, verify
+
+    verified = verify(
+        folder.read("run.json") or {},
+        change_of(diagnosis),
+        out=Path(options.out),
+        rounds=options.rounds,
+        steps=options.steps,
+        devices=devices.detect(),
+        stream=sys.stderr,
+        make=make_run if planted is None else make_within(planted),
+    )
+    if verified.bought is None:
+        _say(f"not verified: runs are missing in {verified.folder}; the same command goes on with them")
+        return verified.outcome.exit_code
+    diagnosis["verification"] = {**verified.bought, "folder": str(verified.folder)}
+    folder.write(FILE, diagnosis)
+    return Exit.OK
+
+
+def _scenario(options: DiagnoseOptions) -> tuple[Planted, RunFolder]:
     if options.run is not None:
         raise ConfigError("--scenario makes a run of its own: leave RUN out, or leave --scenario out")
     found = scenarios().get(str(options.scenario))
@@ -84,7 +123,8 @@ def _scenario(options: DiagnoseOptions) -> RunFolder:
     world = options.gpus or (2 if 2 in found.world_sizes else found.world_sizes[0])
     if world not in found.world_sizes:
         raise ConfigError(f"--gpus: given {world}, allowed {worlds} with --scenario {found.name}")
-    return run_scenario(found, seed=options.seed, world_size=world, device=device, out=Path(options.out), say=_say)
+    folder = run_scenario(found, seed=options.seed, world_size=world, device=device, out=Path(options.out), say=_say)
+    return found.plant(found.strength(options.seed), world), folder
 
 
 def _say(text: str) -> None:

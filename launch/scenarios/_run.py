@@ -12,6 +12,7 @@ import orjson
 
 from ...profiles.runfolder import RunFolder
 from ..errors import Exit, PreflightError, ScalelabError
+from ..sweep.child import Ended, Make, make_run
 from ._contract import Planted, Scenario
 
 STEPS, WARMUP = 30, 5
@@ -55,6 +56,16 @@ def run_scenario(
         "gpus": world_size, "seed": seed, "out": str(out), "name": name, **planted.options, **(extra or {}),
     }  # fmt: skip
     return _run(planted, options)
+
+
+def make_within(planted: Planted) -> Make:
+    """Makes runs as `make_run` does, each within what is around `planted` on its one host."""
+
+    def make(given: Mapping[str, Any], **options: Any) -> Ended:
+        with planted.around() as (prefix,):
+            return make_run(given, **options, prefix=prefix)
+
+    return make
 
 
 def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:

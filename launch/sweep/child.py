@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,15 +52,24 @@ class Make(Protocol):
 
 
 def make_run(
-    given: Mapping[str, Any], *, out: Path, name: str, log: Path, interrupts: Interrupts, tick: Callable[[], None]
+    given: Mapping[str, Any],
+    *,
+    out: Path,
+    name: str,
+    log: Path,
+    interrupts: Interrupts,
+    tick: Callable[[], None],
+    prefix: Sequence[str] = (),
 ) -> Ended:
     """Make the run of the options `given` in `out`, with all that it prints in `log`; signals are passed on to it.
+    `prefix` goes before its command.
 
     Raises OSError when the log cannot be written.
     """
     before = {path.name for path in out.iterdir()}
     log.parent.mkdir(exist_ok=True)
     command = [
+        *prefix,
         sys.executable,
         "-m",
         "scalelab.launch.sweep.child",

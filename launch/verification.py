@@ -1,0 +1,185 @@
+"""`--verify`: the change that a diagnosis proposes, made for real: runs as they are and runs with it, in turn, in a
+sweep's folder of two cells. What was left undone is taken up by the same call, and more rounds go on from there."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import orjson
+
+from ..models.contract import source_sha256
+from ..profiles.analysis.diagnosis.bought import bought
+from ..profiles.sweepfolder import SweepPlan
+from ..reports.steady import Steady
+from ..reports.sweep_live import SweepLive
+from .config import RunConfig, build
+from .devices import Devices
+from .environment import versions
+from .errors import ConfigError, Exit
+from .plan import resolve
+from .sides import find_side
+from .supervision.interrupts import Interrupts
+from .sweep.child import Make, make_run
+from .sweep.matrix import Planned, planned
+from .sweep.opening import opened
+from .sweep.order import interleaved
+from .sweep.runner import Outcome, run_sweep
+from .text import plain
+
+Facts = Mapping[str, Any]
+AS_IS, CHANGED = "as-is", "changed"
+MOST_STEPS = 100
+# Of a run's options: where it goes, what decides the global batch with others, what is measured beside its steps.
+_ALWAYS = {"model", "data", "gpus", "micro_batch", "steps"}
+_NOT_TAKEN = ("out", "name", "global_batch", "counterfactual", "profile_steps")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be tried: `options` of `scalelab run` by field name. They remove the cause `label`, which was said to
+    cost `share` of the step, within `ci95`; None where it is no matter of time, or its interval is not known."""
+
+    label: str
+    options: Mapping[str, Any]
+    share: float | None
+    ci95: tuple[float, float] | None
+
+
+def change_of(diagnosis: Facts) -> Change:
+    """The change that a diagnosis proposes for its largest cause that an option removes. Raises ConfigError where there
+    is none."""
+    counting = [row for row in diagnosis["findings"] if row["counts"]]
+    if not counting:
+        raise ConfigError("there is nothing to verify: no cause was found whose removal would pay")
+    row = next((row for row in counting if row["next"]["options"]), None)
+    if row is None:
+        says = "; ".join(f"{each['label']}: {each['next']['says']}" for each in counting)
+        raise ConfigError(
+            f"no option makes the change that is proposed ({says})",
+            hint="make it in your code, run both a few times in turn, and hold them against each other: scalelab "
+            "compare",
+        )
+    step, ci95 = diagnosis["verdict"]["step_seconds"], row["ci95"]
+    return Change(
+        label=row["label"],
+        options=row["next"]["options"],
+        share=row["severity_share"],
+        ci95=None if ci95 is None else (ci95[0] / step, ci95[1] / step),
+    )
+
+
+def sides(facts: Facts, change: Change, steps: int | None, devices: Devices) -> list[Planned]:
+    """The run whose run.json is `facts`, as it is and with `change`, as cells of a sweep. Raises ConfigError for a run
+    that cannot be started from here, and what refuses a side."""
+    config = facts["config"]
+    if config["engine"] == "own" or facts.get("source") == "imported":
+        raise ConfigError(
+            "scalelab did not start this run, and cannot start it again",
+            hint=f"make the change in its loop ({words(change.options)}), run both a few times in turn, and hold them "
+            "against each other: scalelab compare",
+        )
+    if config["nodes"] > 1:
+        raise ConfigError(
+            f"this run had ranks on {config['nodes']} hosts, which cannot be started from here",
+            hint=f"run it as it is and with {words(change.options)} by the same command on each host, a few times in "
+            "turn, and hold both against each other: scalelab compare",
+        )
+    given = _given(config, facts["world_size"], devices)
+    given["steps"] = steps or min(config["steps"] or MOST_STEPS, MOST_STEPS)
+    found = [
+        planned(name, {**given, **more}, devices, gated=False)
+        for name, more in ((AS_IS, {}), (CHANGED, change.options))
+    ]
+    for each in found:
+        if each.error is not None:
+            raise each.error
+    return found
+
+
+def _given(config: Facts, world_size: int, devices: Devices) -> dict[str, Any]:
+    """What to hand to `scalelab run` for a run of the resolved `config`: what it would not choose by itself."""
+    known = RunConfig.model_fields
+    asked = {name: config[name] for name in known if name in config and name not in _NOT_TAKEN}
+    asked = {name: value for name, value in asked.items() if value is not None and value != known[name].default}
+    asked |= {"gpus": world_size, "memory_step": "off"}
+    left_open = {name for name in asked if known[name].default is None} - _ALWAYS
+    given = {name: value for name, value in asked.items() if name not in left_open}
+    chosen = resolve(build(given), devices).config
+    return {**given, **{name: asked[name] for name in left_open if getattr(chosen, name) != asked[name]}}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How the runs of both sides came out, in which sweep's folder, and what the change bought; None where runs failed
+    or a signal came."""
+
+    outcome: Outcome
+    folder: Path
+    bought: dict[str, Any] | None
+
+
+def verify(
+    facts: Facts,
+    change: Change,
+    *,
+    out: Path,
+    rounds: int,
+    steps: int | None,
+    devices: Devices,
+    stream: TextIO,
+    make: Make = make_run,
+) -> Verified:
+    """Make what is missing of `rounds` rounds in `out`, and hold both sides against each other. Progress goes to
+    `stream`; `make` makes a run."""
+    cells = sides(facts, change, steps, devices)
+
+    def say(text: str) -> None:
+        print(plain(text), file=Steady(stream), flush=True)
+
+    with opened(out, _plan(cells, rounds, devices), say) as (folder, plan):
+        say(f"verifying {words(change.options)} in {folder.path}: {rounds} rounds of both sides, in turn")
+        with Interrupts() as interrupts, _Live(stream, folder, plan, plain) as display:
+            given = {each.cell.name: each.given for each in cells}
+            outcome = run_sweep(folder, plan, given, display, interrupts, repeats=rounds, make=make)
+        if outcome.exit_code != Exit.OK:
+            return Verified(outcome, folder.path, None)
+        before, after = (find_side(letter, f"{folder.path}:{name}") for letter, name in (("A", AS_IS), ("B", CHANGED)))
+        return Verified(
+            outcome, folder.path, bought(before, after, change.label, change.options, change.share, change.ci95)
+        )
+
+
+class _Live(SweepLive):
+    def words(self, cell: str, repeat: int) -> str:
+        return f"{'as it is' if cell == AS_IS else 'with the change'}, round {repeat}"
+
+
+def _plan(cells: list[Planned], rounds: int, devices: Devices) -> SweepPlan:
+    configs = [each.cell.config for each in cells]
+    content = {
+        "verify": [{name: value for name, value in config.items() if name != "out"} for config in configs],
+        "model": source_sha256(configs[0]["model"]),
+        "device": [devices.kind, devices.name],
+        "versions": versions(),
+    }
+    digest = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()
+    return SweepPlan(
+        sweep_id=f"verify-{digest[:10]}",
+        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=["scalelab", "diagnose", "--verify"],
+        scaling="strong",
+        repeats=rounds,
+        seed=0,
+        cells=[each.cell for each in cells],
+        order=interleaved([AS_IS, CHANGED], rounds, 0),
+    )
+
+
+def words(options: Mapping[str, Any]) -> str:
+    """Options by field name, as they are typed."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
