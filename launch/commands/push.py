@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     if options is None:
         return Exit.OK
     # Here and not above: `--help` and errors of usage answer without them.
+    from ...profiles.analysis.current import current_summary
     from ...profiles.analysis.load import load_run
-    from ...profiles.analysis.summary import current_summary
     from ...profiles.analysis.tracked import tracked
     from ...profiles.runfolder import RunFolder
     from ...reports.steady import Steady

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records import SCHEMA
-from ..runfolder import RunFolder, SchemaError
+from ..runfolder import RunFolder
 from .communication import comm, communication
 from .cost import cost, reprice, usd_to_target
 from .data import data
@@ -38,7 +38,7 @@ NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
 def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | None = None) -> dict[str, Any]:
     """Summarise `folder` into its summary.json, at the prices `given` if any, which it then holds as `repriced`, and
     return the summary. `run` is its run where it has been read."""
-    summary = _summarised(folder, run or load_run(folder))
+    summary = analyse(folder, run or load_run(folder))
     if given:
         told = {"usd_per_gpu_hour": given.usd_per_gpu_hour, "usd_per_kwh": given.usd_per_kwh}
         summary = {**reprice(summary, given), "repriced": told}
@@ -46,31 +46,10 @@ def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | N
     return summary
 
 
-def _summarised(folder: RunFolder, run: Run) -> dict[str, Any]:
+def analyse(folder: RunFolder, run: Run) -> dict[str, Any]:
+    """The summary of `run`, which `folder` holds, with what its traces say."""
     files = trace_files(folder.path)
     return summarise(run, read_traces(files), merge_traces(folder.path, files, run))
-
-
-def current_summary(folder: RunFolder, *, own_prices: bool = False) -> dict[str, Any]:
-    """The summary in `folder` where this code made it of the records that are there now, else a new one, written.
-    `own_prices`: one that a reader of its report had priced otherwise stays in its place, and the run's is returned.
-
-    Raises ValueError for what is no run folder, and SchemaError for one of a newer scalelab.
-    """
-    path = folder.path / "summary.json"
-    try:
-        summary, made_ns = folder.read("summary.json"), path.stat().st_mtime_ns
-    except (OSError, ValueError) as error:
-        if isinstance(error, SchemaError):
-            raise
-        return write_summary(folder)
-    sources = [folder.path / name for name in ("run.json", "status.json")]
-    sources += [file for name in ("ranks", "telemetry", "traces") for file in (folder.path / name).glob("*")]
-    changed = any(file.stat().st_mtime_ns > made_ns for file in sources if file.is_file())
-    stale = changed or not isinstance(summary, dict) or summary.get("analysis") != analysis_digest()
-    if stale:
-        return write_summary(folder)
-    return _summarised(folder, load_run(folder)) if own_prices and summary.get("repriced") else summary
 
 
 @functools.cache

@@ -10,8 +10,9 @@ import pytest
 from scalelab.profiles.analysis.between import Difference, difference
 from scalelab.profiles.analysis.causes import causes
 from scalelab.profiles.analysis.compared import ComparedRun
+from scalelab.profiles.analysis.current import current_summary
 from scalelab.profiles.analysis.prices import Given
-from scalelab.profiles.analysis.summary import current_summary, write_summary
+from scalelab.profiles.analysis.summary import write_summary
 from scalelab.profiles.analysis.sweep import summarise_sweep
 from scalelab.profiles.analysis.sweep.estimates import ratio
 from scalelab.profiles.runfolder import RunFolder

@@ -10,8 +10,9 @@ from typing import Any
 
 import orjson
 import pytest
+from scalelab.profiles.analysis.current import current_summary
 from scalelab.profiles.analysis.prices import Given
-from scalelab.profiles.analysis.summary import analysis_digest, current_summary
+from scalelab.profiles.analysis.summary import analysis_digest
 from scalelab.profiles.analysis.sweep import summarise_sweep, write_sweep_summary
 from scalelab.profiles.runfolder import RunFolder
 from scalelab.profiles.sweepfolder import SweepFolder

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from ...runfolder import RunFolder, SchemaError
 from ...sweepfolder import Attempt, Cell, SweepFolder, SweepPlan
 from ..cost import reprice
+from ..current import current_summary, refresh_summaries
 from ..prices import Given
-from ..summary import current_summary
 
 PARITY = "loss parity"
 PARITY_EXIT = 8
@@ -53,6 +53,8 @@ class Runs:
         # But for `latest`, a link to one of them.
         paths = [path for path in sorted(folder.path.glob("*/run.json")) if not path.parent.is_symlink()]
         self._others = {path.parent.name: _told(path) for path in paths}
+        finished = [folder.run(attempt) for attempt in self._attempts.values() if attempt.exit_code == 0]
+        refresh_summaries([run for run in finished if run is not None])
 
     def of(self, cell: Cell) -> list[SweepRun]:
         """One for each repeat that was planned, and for each more that was made; none for a cell that was refused."""

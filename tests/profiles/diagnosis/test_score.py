@@ -38,7 +38,7 @@ def test_right_and_wrong_are_counted_with_their_severity() -> None:
 
 
 def test_no_scored_run_has_a_seed_that_rules_were_set_on() -> None:
-    """Every scenario is scored with four seeds on every number of ranks, each with its removal; healthy in forty runs."""
+    """Every scenario has four seeds on every number of ranks, each with its removal; healthy ones have forty runs."""
     found, _ = here()
     keys = wanted(found, SCORED)
     assert not {each.seed for each in keys} & set(TUNED_ON)
