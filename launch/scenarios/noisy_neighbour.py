@@ -34,7 +34,7 @@ scenario = Scenario(
     label="cpu_contention",
     plant=lambda strength, world_size: _with(round(strength)),
     remove=lambda strength, world_size: _with(0),
-    strengths=(2, 6),
+    strengths=(2, 4),
     unit="processes",
     world_sizes=(1, 2),
 )
