@@ -10,10 +10,12 @@ import random
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..models.contract import ModelSource
 from ..models.errors import ModelError
@@ -21,6 +23,12 @@ from .precision import PRECISIONS, apply_precision
 from .recompute import checkpoint_blocks
 from .setting import Setting
 from .strategies._law import ModelShape, ParameterShape
+
+# What fills a tensor in place, of torch.nn.init and of tensors themselves, by a generator or with a constant.
+_FILLS = frozenset(
+    {"normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_",
+     "orthogonal_", "random_", "bernoulli_", "exponential_", "zeros_", "ones_", "constant_", "zero_", "fill_"}
+)  # fmt: skip
 
 
 def build(source: ModelSource, setting: Setting, seed: int) -> tuple[nn.Module, list[nn.Module]]:
@@ -42,6 +50,22 @@ def build(source: ModelSource, setting: Setting, seed: int) -> tuple[nn.Module, 
         )
     prepare(model, blocks, source.name, setting)
     return model, blocks
+
+
+def unfilled() -> TorchFunctionMode:
+    """Within, weights are made and not filled: for tensors without data, of which torch would import its compiler (2 s)
+    to fill them with nothing."""
+    return _Unfilled()
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _FILLS:
+            filled = args[0] if args else kwargs.get("tensor")
+            if isinstance(filled, torch.Tensor) and filled.is_meta:
+                return filled
+        return func(*args, **kwargs)
 
 
 def prepare(model: nn.Module, blocks: Sequence[nn.Module], name: str, setting: Setting) -> None:

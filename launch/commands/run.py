@@ -164,10 +164,10 @@ def _examine(plan: Plan) -> tuple[ModelShape, int]:
 
     from ...models.contract import load_model
     from ...models.errors import ModelError
-    from ..build import build, shape_of
+    from ..build import build, shape_of, unfilled
 
     source = load_model(str(plan.config.model), plan.config.model_option)
-    with torch.device("meta"):
+    with torch.device("meta"), unfilled():
         model, blocks = build(source, plan.setting, plan.config.seed)
     shape = shape_of(model, blocks)
     if reason := strategies.load(plan.config.strategy).unsupported_model(shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,10 +13,13 @@ import orjson
 
 from ...profiles.runfolder import RunFolder
 from ..errors import Exit, PreflightError, ScalelabError
+from ..supervision.parent import PARENT_VARIABLE
+from ..sweep import child
 from ..sweep.child import Ended, Make, make_run
 from ._contract import Planted, Scenario
 
 STEPS, WARMUP = 30, 5
+CHILD = child.__name__
 
 
 class ScenarioError(ScalelabError):
@@ -72,7 +76,9 @@ def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
     with planted.around() as prefixes:
         processes = [
             subprocess.Popen(
-                [*prefix, sys.executable, "-m", "scalelab", "run", *arguments(options, host, len(prefixes)), "--json"],
+                [*prefix, sys.executable, "-m", CHILD, *arguments(options, host, len(prefixes)), "--json"],
+                # It does not outlive this process, however that ends.
+                env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -47,11 +47,20 @@ class _Late(torch.autograd.Function):
 
 class Subject(nn.Module):
     def __init__(
-        self, width: int, inner: int, layers: int, slow: dict[str, float], slow_rank: int, table: int, item: bool
+        self,
+        width: int,
+        inner: int,
+        layers: int,
+        slow: dict[str, float],
+        slow_rank: int,
+        table: int,
+        frozen: bool,
+        item: bool,
+        collect: bool,
     ) -> None:
         super().__init__()
-        self.table = nn.Embedding(table, width) if table else None
-        self.item = item
+        self.table = nn.Embedding(table, width).requires_grad_(not frozen) if table else None
+        self.item, self.collect = item, collect
         self.blocks = nn.ModuleList(Block(width, inner) for _ in range(layers))
         self.head = nn.Linear(width, 1)
         self.slow, self.slow_rank = slow, slow_rank
@@ -70,16 +79,18 @@ class Subject(nn.Module):
         if seconds := slow.get("backward"):
             x = _Late.apply(x, seconds)
         if "garbage" in batch:
-            _collect(int(batch["garbage"]))
+            _collect(int(batch["garbage"]), self.collect)
         return (self.head(x).squeeze(-1).float() - batch["x"].sum(-1).sin()).square().mean()
 
 
-def _collect(count: int) -> None:
-    """Make `count` objects in cycles and have the collector find them, as code does that calls gc.collect() itself."""
+def _collect(count: int, collect: bool) -> None:
+    """Make `count` objects in cycles and have the collector find them, as code does that calls gc.collect() itself, or
+    as many that are in none, which nobody has to look for."""
     for _ in range(count):
         ring: list[Any] = []
-        ring.append(ring)
-    gc.collect()
+        ring.append(ring if collect else None)
+    if collect:
+        gc.collect()
 
 
 def _rank() -> int:
@@ -94,12 +105,22 @@ def build_model(
     slow_backward: float = 0.0,
     slow_rank: int = 1,
     table: int = 0,
+    frozen: bool = False,
     item: bool = False,
+    collect: bool = True,
 ) -> nn.Module:
-    """`table` is the rows of an embedding."""
+    """`table` is the rows of an embedding, `frozen` if it is not trained."""
     slow = {"forward": slow_forward, "backward": slow_backward}
     return Subject(
-        width, inner, layers, {name: seconds for name, seconds in slow.items() if seconds}, slow_rank, table, item
+        width,
+        inner,
+        layers,
+        {name: seconds for name, seconds in slow.items() if seconds},
+        slow_rank,
+        table,
+        frozen,
+        item,
+        collect,
     )
 
 

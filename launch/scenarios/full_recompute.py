@@ -6,7 +6,7 @@ from ._contract import Planted, Scenario, subject
 
 
 def _with(tokens: float, how: str) -> Planted:
-    return Planted(options={**subject(tokens=round(tokens)), "micro_batch": 8, "checkpointing": how})
+    return Planted(options={**subject(tokens=round(tokens), layers=6), "micro_batch": 8, "checkpointing": how})
 
 
 scenario = Scenario(

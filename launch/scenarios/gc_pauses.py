@@ -5,16 +5,16 @@ from __future__ import annotations
 from ._contract import Planted, Scenario, subject
 
 
-def _with(count: float) -> Planted:
-    return Planted(options={**subject(tokens=256, garbage=round(count)), "micro_batch": 4})
+def _with(count: float, collect: bool) -> Planted:
+    return Planted(options={**subject(tokens=256, garbage=round(count), collect=collect), "micro_batch": 4})
 
 
 scenario = Scenario(
     name="gc_pauses",
     says="the code makes objects in cycles and collects them in every step",
     label="periodic_stall",
-    plant=lambda strength, world_size: _with(strength),
-    remove=lambda strength, world_size: _with(0),
+    plant=lambda strength, world_size: _with(strength, True),
+    remove=lambda strength, world_size: _with(strength, False),
     strengths=(200000, 600000),
     unit="objects a step",
     world_sizes=(1, 2),

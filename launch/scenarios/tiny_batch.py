@@ -5,17 +5,16 @@ from __future__ import annotations
 from ._contract import Planted, Scenario, subject
 
 
-def _with(layers: float, size: int) -> Planted:
-    model = subject(width=16, inner=16, tokens=4, layers=round(layers))
-    return Planted(options={**model, "micro_batch": size})
+def _with(layers: int, inner: int) -> Planted:
+    return Planted(options={**subject(width=16, inner=inner, tokens=4, layers=layers), "micro_batch": 1})
 
 
 scenario = Scenario(
     name="tiny_batch",
     says="a sample at a time through many thin layers",
     label="launch_bound",
-    plant=lambda strength, world_size: _with(strength, 1),
-    remove=lambda strength, world_size: _with(strength, 4),
+    plant=lambda strength, world_size: _with(round(strength), 16),
+    remove=lambda strength, world_size: _with(1, 16 * round(strength)),
     strengths=(40, 90),
     unit="layers",
     world_sizes=(1, 2),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LINKS = 100
-REPEATS = 7
+LAYERS, WIDTH = 20, 8
+REPEATS = 15
 
 
 class OperatorCount:
@@ -42,24 +45,36 @@ class _Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Small(nn.Module):
+    """Layers as models have them, with next to nothing to compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(functional.gelu(self.up(self.norm(x))))
+
+
 def operator_seconds(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """What an operator costs the host: the fastest of some runs of a chain of products of eight numbers, forward and
-    backward, by the operators in it. On CUDA the time to launch them."""
-    x = torch.ones(8, device=device, requires_grad=True)
+    """What an operator costs the host: the median over some forward and backward passes of small layers, by the
+    operators in them. On CUDA the time to launch them."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the global generator is the training's
+        layers = nn.Sequential(*(_Small() for _ in range(LAYERS)))
+    layers.to(device)
+    x = torch.ones(1, 2, WIDTH, device=device)
 
-    def chain() -> None:
-        y = x
-        for _ in range(LINKS):
-            y = y * x
-        torch.autograd.grad(y.sum(), x)
+    def run() -> None:
+        layers(x).sum().backward()
 
+    run()
     with _Counting() as counting:
-        chain()
+        run()
     took = []
     for _ in range(REPEATS):
         begin = clock()
-        chain()
+        run()
         took.append(clock() - begin)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return min(took) / counting.count
+    return statistics.median(took) / counting.count

@@ -162,7 +162,7 @@ class Facts:
 
     @functools.cached_property
     def operators(self) -> tuple[dict[str, int], float] | None:
-        """Operators of a step by phase, the most of any rank, and what one costs the host at least."""
+        """Operators of a step by phase, the most of any rank, and what a small one costs the host, mean over ranks."""
         found = [
             (step.operators, step.operator_seconds)
             for rank in self.run.ranks
@@ -170,7 +170,10 @@ class Facts:
         ]
         if not found:
             return None
-        return max((calls for calls, _ in found), key=lambda calls: sum(calls.values())), min(each for _, each in found)
+        return (
+            max((calls for calls, _ in found), key=lambda calls: sum(calls.values())),
+            float(np.mean([each for _, each in found])),
+        )
 
     @functools.cached_property
     def threads_wanted(self) -> int:

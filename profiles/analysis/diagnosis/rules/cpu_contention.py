@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._contract import Rule
@@ -32,7 +34,7 @@ def find(facts: Facts) -> Answer:
     own = sum(use.own for use in uses)
     # Where the run itself has more threads than cores, they wait for each other as well.
     part = 1.0 if facts.threads_wanted <= cores else others / (others + own)
-    removed = facts.computing(delay * part)
+    removed = facts.computing(np.maximum(delay * part, _of_other_threads(facts, own, cores)))
     worst, seconds = facts.ranks_by(delay.mean(axis=1))[0]
     evidence = [
         Evidence(
@@ -59,6 +61,15 @@ def find(facts: Facts) -> Answer:
         headroom=facts.headroom(removed),
         removed=removed,
     )
+
+
+def _of_other_threads(facts: Facts, own: float, cores: int) -> np.ndarray:
+    """A rank that computes with several threads waits for the last of them, on a core: what its threads lack of the
+    cores that they want then tells, over the time in which it had something to do."""
+    wanted = min(facts.threads_wanted, cores)
+    if facts.on_core is None or facts.run_delay is None or facts.threads_wanted <= facts.world_size:
+        return np.zeros_like(facts.own_total)
+    return (facts.on_core + facts.run_delay) * max(0.0, 1 - own / wanted)
 
 
 rule = Rule(

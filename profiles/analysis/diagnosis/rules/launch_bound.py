@@ -32,8 +32,8 @@ def _on_host(facts: Facts) -> Answer:
     evidence = [
         Evidence(
             says=f"a step calls {number:,} operators (forward {calls.get('forward', 0):,}, backward "
-            f"{calls.get('backward', 0):,}, optimizer {calls.get('optimizer', 0):,}), each for {each * 1e6:.1f} us "
-            f"at least",
+            f"{calls.get('backward', 0):,}, optimizer {calls.get('optimizer', 0):,}), which take {each * 1e6:.1f} us "
+            f"each however little they compute",
             values={"operators": dict(calls), "operator_seconds": each},
         ),
         *_efficiency(facts),
