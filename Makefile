@@ -47,8 +47,9 @@ report: install ## rebuild the report of a run from its folder alone: RUN=runs/l
 diagnose: install ## what holds a run back: RUN=runs/latest, or SCENARIO=slow_loader to plant a fault first
 	@$(PY) -m scalelab.launch.make_front diagnose
 
+# Two at a time: most of them wait, for ranks to start, to hang or to be missed.
 test: install ## the test suite
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist worksteal
 
 check: install ## ruff and pyright
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
