@@ -4,28 +4,23 @@ sweep's folder of two cells. What was left undone is taken up by the same call, 
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import orjson
-
-from ..models.contract import source_sha256
 from ..profiles.analysis.diagnosis.bought import bought
 from ..profiles.sweepfolder import SweepPlan
 from ..reports.steady import Steady
 from ..reports.sweep_live import SweepLive
 from .config import RunConfig, build
 from .devices import Devices
-from .environment import versions
 from .errors import ConfigError, Exit
 from .plan import resolve
 from .sides import find_side
 from .supervision.interrupts import Interrupts
-from .sweep.child import Make, make_run
-from .sweep.matrix import Planned, planned
+from .sweep.child import Ended, Make, make_run
+from .sweep.matrix import Planned, decided_by, planned
 from .sweep.opening import opened
 from .sweep.order import interleaved
 from .sweep.runner import Outcome, run_sweep
@@ -90,14 +85,17 @@ def sides(facts: Facts, change: Change, steps: int | None, devices: Devices) -> 
             "turn, and hold both against each other: scalelab compare",
         )
     given = _given(config, facts["world_size"], devices)
-    given["steps"] = steps or min(config["steps"] or MOST_STEPS, MOST_STEPS)
-    found = [
-        planned(name, {**given, **more}, devices, gated=False)
-        for name, more in ((AS_IS, {}), (CHANGED, change.options))
-    ]
-    for each in found:
-        if each.error is not None:
-            raise each.error
+    # Each side has what comes every N steps at least twice.
+    rarest = max((each.get(name) or 0) for each in (config, change.options) for name in ("save_every", "eval_every"))
+    given["steps"] = steps or max(min(config["steps"] or MOST_STEPS, MOST_STEPS), 2 * rarest)
+    found = []
+    for name, more in ((AS_IS, {}), (CHANGED, change.options)):
+        build({**given, **more})  # refuses what contradicts itself before anything is started
+        found.append(planned(name, {**given, **more}, devices, gated=False))
+        if (error := found[-1].error) is not None:
+            raise error
+    if found[0].cell.config == found[1].cell.config:
+        raise ConfigError(f"{words(change.options)} makes no difference to this run")
     return found
 
 
@@ -133,19 +131,28 @@ def verify(
     devices: Devices,
     stream: TextIO,
     make: Make = make_run,
+    around: str = "",
 ) -> Verified:
     """Make what is missing of `rounds` rounds in `out`, and hold both sides against each other. Progress goes to
-    `stream`; `make` makes a run."""
+    `stream`; `make` makes a run, with that `around` it which its options do not say: runs with other surroundings are
+    other runs."""
     cells = sides(facts, change, steps, devices)
 
     def say(text: str) -> None:
         print(plain(text), file=Steady(stream), flush=True)
 
-    with opened(out, _plan(cells, rounds, devices), say) as (folder, plan):
+    seed = cells[0].cell.config["seed"]
+
+    def make_seeded(given: Mapping[str, Any], *, name: str, **rest: Any) -> Ended:
+        """Each round has a seed of its own, the same on both sides: of one seed losses say nothing of others."""
+        number = int(name.rpartition("-r")[2])
+        return make({**given, "seed": (seed + number - 1) % 2**32}, name=name, **rest)
+
+    with opened(out, _plan(cells, rounds, devices, around), say, latest=False) as (folder, plan):
         say(f"verifying {words(change.options)} in {folder.path}: {rounds} rounds of both sides, in turn")
         with Interrupts() as interrupts, _Live(stream, folder, plan, plain) as display:
             given = {each.cell.name: each.given for each in cells}
-            outcome = run_sweep(folder, plan, given, display, interrupts, repeats=rounds, make=make)
+            outcome = run_sweep(folder, plan, given, display, interrupts, repeats=rounds, make=make_seeded)
         if outcome.exit_code != Exit.OK:
             return Verified(outcome, folder.path, None)
         before, after = (find_side(letter, f"{folder.path}:{name}") for letter, name in (("A", AS_IS), ("B", CHANGED)))
@@ -159,17 +166,9 @@ class _Live(SweepLive):
         return f"{'as it is' if cell == AS_IS else 'with the change'}, round {repeat}"
 
 
-def _plan(cells: list[Planned], rounds: int, devices: Devices) -> SweepPlan:
-    configs = [each.cell.config for each in cells]
-    content = {
-        "verify": [{name: value for name, value in config.items() if name != "out"} for config in configs],
-        "model": source_sha256(configs[0]["model"]),
-        "device": [devices.kind, devices.name],
-        "versions": versions(),
-    }
-    digest = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()
+def _plan(cells: list[Planned], rounds: int, devices: Devices, around: str) -> SweepPlan:
     return SweepPlan(
-        sweep_id=f"verify-{digest[:10]}",
+        sweep_id=f"verify-{decided_by(cells, devices, around=around, seeds='by round')}",
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=["scalelab", "diagnose", "--verify"],
         scaling="strong",

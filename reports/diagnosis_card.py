@@ -66,20 +66,30 @@ def _buys(row: Mapping[str, Any]) -> str:
 
 def _bought(row: Mapping[str, Any]) -> list[Text]:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["options"].items())
-    spread = "" if row["ci95"] is None else f" [{row['ci95'][0]:.0%}, {row['ci95'][1]:.0%}]"
-    said = "" if row["predicted_share"] is None else f"; {row['predicted_share']:.0%} was predicted for {row['label']}"
-    lines = [
-        Text.assemble(
-            (row["verdict"], "bold green" if row["verdict"] == "faster" else "bold yellow"),
-            f" with {options}: {row['saved_share']:.0%}{spread} less time a {row['per']}, {row['rounds']} runs of each "
-            f"side, in turn{said}",
+    share, bounds, less = row["saved_share"], row["ci95"], "less"
+    if share < 0:
+        share, bounds, less = -share, None if bounds is None else [-bounds[1], -bounds[0]], "more"
+    spread = "" if bounds is None else f" [{bounds[0]:.0%}, {bounds[1]:.0%}]"
+    style = "bold green" if row["verdict"] == "faster" else "bold yellow"
+    amount = (
+        f"{share:.0%}{spread} {less} time a {row['per']} ({row['counts']}), {row['rounds']} runs of each side, in turn"
+    )
+    lines = [Text.assemble((row["verdict"], style), f" with {options}: {amount}")]
+    if (why := row["reasons"].get("verdict")) is not None:
+        lines.append(Text(why))
+    if row["cause_share"] is not None:
+        ci95 = row["cause_ci95"]
+        spread = "" if ci95 is None else f" [{ci95[0]:.0%}, {ci95[1]:.0%}]"
+        lines.append(
+            Text(f"removing {row['label']} altogether was said to buy {row['cause_share']:.0%}{spread} of a step")
         )
-    ]
-    if row["verdict"] == "cannot tell" and row["needed"]:
-        lines.append(Text(f"--rounds {row['needed']} would tell an effect of 5 %"))
+    if row["verdict"] == "cannot tell" and why is None:
+        more = "more rounds" if row["needed"] is None else f"--rounds {row['needed']}"
+        if row["needed"] is None or row["needed"] > row["rounds"]:
+            lines.append(Text(f"{more} would tell an effect of 5 %"))
     if (learns := row["learns"]) is not None:
         lines.append(Text(_learns(learns)))
-    elif "learns" in row["reasons"] and "neither" not in row["reasons"]["learns"]:
+    elif row["decides_learning"]:
         lines.append(Text(f"how well it learns is not known: {row['reasons']['learns']}"))
     return lines
 

@@ -63,14 +63,25 @@ def main(argv: Sequence[str]) -> int:
         planted, folder = _scenario(options)
     else:
         planted, folder = None, _folder(options.run or "runs/latest")
-    diagnosis, code = _diagnose(folder), Exit.OK
+    diagnosis, code, why = _diagnose(folder), Exit.OK, None
     if "verify" in flags:
-        code = _verify(folder, diagnosis, options, planted)
+        try:
+            code = _verify(folder, diagnosis, options, planted)
+        except ConfigError as error:  # the diagnosis itself is none the worse
+            why = error
+            diagnosis["verification"], diagnosis["reasons"]["verification"] = None, str(error)
+            nothing = not any(row["counts"] for row in diagnosis["findings"])
+            code = Exit.OK if nothing else Exit.USAGE
     if "json" in flags:
         print(orjson.dumps({**diagnosis, "run_folder": str(folder.path)}).decode())
         return code
     Console(sys.stdout).print(diagnosis_card(diagnosis))
     print(plain(f"\nrun folder: {folder.path}"), file=Steady(sys.stdout))
+    if why is not None:
+        _say(
+            f"{'note' if code == Exit.OK else 'error'}: not verified: {why}"
+            + (f"\nhint: {why.hint}" if why.hint else "")
+        )
     return code
 
 
@@ -103,9 +114,14 @@ def _verify(folder: RunFolder, diagnosis: dict[str, Any], options: DiagnoseOptio
         devices=devices.detect(),
         stream=sys.stderr,
         make=make_run if planted is None else make_within(planted),
+        around="" if planted is None else f"{options.scenario} {options.seed}",
     )
     if verified.bought is None:
-        _say(f"not verified: runs are missing in {verified.folder}; the same command goes on with them")
+        failed = [each for each in verified.outcome.attempts.values() if each.exit_code]
+        told = f": {failed[-1].cause}" if failed else ""
+        said = f"not every run of {verified.folder} has ended well{told}"
+        diagnosis["verification"], diagnosis["reasons"]["verification"] = None, said
+        _say(f"not verified: {said}; the same command for {folder.path} goes on with what is missing")
         return verified.outcome.exit_code
     diagnosis["verification"] = {**verified.bought, "folder": str(verified.folder)}
     folder.write(FILE, diagnosis)

@@ -59,7 +59,10 @@ class Subject(nn.Module):
         collect: bool,
     ) -> None:
         super().__init__()
-        self.table = nn.Embedding(table, width).requires_grad_(not frozen) if table else None
+        self.table = nn.Embedding(table, width) if table else None
+        if self.table is not None and frozen:
+            # Its gradient is made, and an optimizer passes over what has none.
+            self.table.weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         self.item, self.collect = item, collect
         self.blocks = nn.ModuleList(Block(width, inner) for _ in range(layers))
         self.head = nn.Linear(width, 1)
@@ -109,7 +112,7 @@ def build_model(
     item: bool = False,
     collect: bool = True,
 ) -> nn.Module:
-    """`table` is the rows of an embedding, `frozen` if it is not trained."""
+    """`table` is the rows of an embedding, `frozen` if it gets gradients and no update."""
     slow = {"forward": slow_forward, "backward": slow_backward}
     return Subject(
         width,

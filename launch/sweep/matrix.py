@@ -64,14 +64,19 @@ def sweep_id(cells: Sequence[Planned], request: Request, devices: Devices) -> st
 
     Repeats are no part of it: asking for more goes on in the same folder.
     """
+    best = [request.best_batch, request.best_batch_max]
+    return decided_by(cells, devices, scaling=request.scaling, best_batch=best)
+
+
+def decided_by(cells: Sequence[Planned], devices: Devices, **more: Any) -> str:
+    """A hash of what decides the figures of these cells, and of `more` that does."""
     content = {
         "cells": sorted(
             [planned.cell.name, {name: value for name, value in planned.cell.config.items() if name not in NO_PART}]
             for planned in cells
         ),
         "trained": _trained(cells),
-        "scaling": request.scaling,
-        "best_batch": [request.best_batch, request.best_batch_max],
+        **more,
         "device": [devices.kind, devices.name],
         "versions": versions(),
     }

@@ -48,9 +48,11 @@ def refilled(folder: SweepFolder, plan: SweepPlan, cells: Sequence[Planned]) -> 
 
 
 @contextlib.contextmanager
-def opened(out: Path, plan: SweepPlan, say: Callable[[str], None]) -> Iterator[tuple[SweepFolder, SweepPlan]]:
-    """Within, this process holds `out/sweep-<id>`, which `out/latest` points to. Yields it with the plan as written:
-    it has as many repeats as any call has asked for and begun.
+def opened(
+    out: Path, plan: SweepPlan, say: Callable[[str], None], *, latest: bool = True
+) -> Iterator[tuple[SweepFolder, SweepPlan]]:
+    """Within, this process holds `out/sweep-<id>`, and `out/latest` points to it where it is `latest`. Yields
+    it with the plan as written: it has as many repeats as any call has asked for and begun.
 
     Raises OutputError when the place cannot be written, FolderInUse while another sweep runs there, and SchemaError for
     a newer one's folder.
@@ -65,7 +67,8 @@ def opened(out: Path, plan: SweepPlan, say: Callable[[str], None]) -> Iterator[t
         folder.write_plan(plan)
         with writing(folder.path / "logs"):
             (folder.path / "logs").mkdir(exist_ok=True)
-        point(folder.path.parent / "latest", folder.path.name)
+        if latest:
+            point(folder.path.parent / "latest", folder.path.name)
         yield folder, plan
 
 

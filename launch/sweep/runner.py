@@ -112,7 +112,8 @@ def run_sweep(
         for other in gate.judge(attempts):
             display.judged(other)
     left = len(missing(folder, plan, attempts, repeats)) if interrupts.count else 0
-    return Outcome(_exit_code(plan, attempts, interrupts), attempts, left)
+    asked = {key: each for key, each in attempts.items() if key[1] <= repeats}
+    return Outcome(_exit_code(plan, asked, interrupts), attempts, left)
 
 
 def expected_seconds(todo: Sequence[Key], attempts: Mapping[Key, Attempt]) -> float | None:

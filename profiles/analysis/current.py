@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
 
 from ..runfolder import RunFolder, SchemaError
 from .load import load_run
 from .summary import analyse, analysis_digest, write_summary
+
+# Each holds the records of a run.
+MOST_PROCESSES = 8
 
 
 def current_summary(folder: RunFolder, *, own_prices: bool = False) -> dict[str, Any]:
@@ -31,10 +34,15 @@ def refresh_summaries(folders: Sequence[RunFolder]) -> None:
     """Write those summaries that `current_summary` would have to write, in as many processes as there are cores. What
     cannot be read is left as it is, for whoever asks for it."""
     stale = [folder for folder in folders if _is_stale(folder)]
-    workers = min(len(stale), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(stale), MOST_PROCESSES, cores)
     if workers < 2 or "torch" in sys.modules:
         return  # one core gains nothing, and a process with torch's threads is not to be forked
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+    # A process that ends for lack of memory leaves its summaries to whoever reads those runs, one by one.
+    with (
+        contextlib.suppress(BrokenExecutor, OSError),
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool,
+    ):
         list(pool.map(_refresh, stale))
 
 

@@ -26,6 +26,7 @@ def main() -> int:
     tune = "tune" in sys.argv[1:]
     places = [word for word in sys.argv[1:] if word != "tune"]
     folder = Path(places[0]) if places else cache_folder().parent / "diagnosis-score"
+    folder /= runs.kind()
     found, lacks = runs.here()
     keys = runs.wanted(found, runs.TUNED_ON if tune else runs.SCORED)
     there = runs.make(folder, keys, found)
@@ -34,6 +35,12 @@ def main() -> int:
     done = {key: row for key, row in there.items() if row.folder is not None and key in set(keys)}
     diagnoses = {key: runs.diagnosed(folder, row) for key, row in done.items()}
     cases = score.cases(found, diagnoses)
+    # A run that did not come to its end was not diagnosed rightly.
+    cases += [
+        score.Case(key, found[key.scenario].label, "failed", None, None, None)
+        for key in keys
+        if key in failed and not key.removed
+    ]
     for case in cases:
         if case.said != case.expected:
             print(f"wrong: {case.key}: {case.said}, not {case.expected}")
@@ -54,13 +61,15 @@ def main() -> int:
         *score.confusion(cases),
         "",
         *score.by_scenario(cases),
+        "",
+        *score.without_cause(diagnoses),
     ]
     print("\n".join(lines))
     if not tune:
         _write(lines)
     if missing:
         print(f"\n{len(missing)} runs are missing: call it again, it goes on where it stopped")
-    return int(bool(missing) or not all(holds for _, holds in limits))
+    return int(bool(missing or failed) or not cases or not all(holds for _, holds in limits))
 
 
 def _write(lines: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -10,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from scalelab.launch import devices
+from scalelab.launch import devices, environment
 from scalelab.launch.errors import ScalelabError
 from scalelab.launch.scenarios import scenarios
 from scalelab.launch.scenarios._contract import Scenario
 from scalelab.launch.scenarios._run import run_scenario
 from scalelab.profiles.analysis.diagnosis.diagnose import diagnose
 from scalelab.profiles.analysis.load import load_run
-from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.analysis.summary import analyse
 from scalelab.profiles.runfolder import RunFolder
 
 # Rules and strengths were set on seeds 0 and 1.
@@ -83,9 +85,13 @@ def made(folder: Path) -> dict[Key, Row]:
     found: dict[Key, Row] = {}
     if (folder / BOOK).is_file():
         for line in (folder / BOOK).read_bytes().splitlines():
-            read = orjson.loads(line)
+            try:
+                read = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue  # half a line: that run is made again
             row = Row(Key(**read["key"]), read["folder"], read["failed"])
-            found[row.key] = row
+            if row.folder is None or (folder / row.folder / "run.json").is_file():
+                found[row.key] = row
     return found
 
 
@@ -93,7 +99,7 @@ def make(folder: Path, keys: Sequence[Key], found: dict[str, Scenario]) -> dict[
     """Make those of `keys` that `folder` lacks, as far as the time allows; all that are there then."""
     folder.mkdir(parents=True, exist_ok=True)
     begin, device, there = time.monotonic(), devices.detect().kind, made(folder)
-    todo = [key for key in keys if key not in there]
+    todo = [key for key in keys if key not in there or there[key].failed is not None]
     for number, key in enumerate(todo, start=1):
         if time.monotonic() - begin > LIMIT_SECONDS:
             break
@@ -109,7 +115,7 @@ def make(folder: Path, keys: Sequence[Key], found: dict[str, Scenario]) -> dict[
                 removed=key.removed,
             )
             row = Row(key, made_in.path.name)
-        except ScalelabError as error:
+        except (ScalelabError, OSError, subprocess.SubprocessError) as error:
             row = Row(key, None, str(error)[-500:])
             print(f"failed: {row.failed}", file=sys.stderr, flush=True)
         with (folder / BOOK).open("ab") as book:
@@ -121,5 +127,19 @@ def make(folder: Path, keys: Sequence[Key], found: dict[str, Scenario]) -> dict[
 def diagnosed(folder: Path, row: Row) -> dict[str, Any]:
     """The diagnosis of a run, by the rules of now."""
     assert row.folder is not None
-    run = load_run(RunFolder(folder / row.folder))
-    return diagnose(run, summarise(run))
+    place = RunFolder(folder / row.folder)
+    run = load_run(place)
+    return diagnose(run, analyse(place, run))
+
+
+def kind() -> str:
+    """What decides the runs, as a short hash: the code that makes them, libraries and machine. Runs of another kind
+    are no runs of this score."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[2]
+    for place in ("launch", "models", "data", "profiles/capture"):
+        for path in sorted((root / place).rglob("*.py")):
+            digest.update(path.read_bytes())
+    here = devices.detect()
+    digest.update(orjson.dumps([environment.versions(), here.kind, here.name, environment.available_cores()]))
+    return digest.hexdigest()[:10]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ def cases(scenarios: Mapping[str, Scenario], diagnoses: Mapping[Key, Mapping[str
         verdict, label = diagnosis["verdict"], scenarios[key.scenario].label
         without = diagnoses.get(Key(key.scenario, key.seed, key.world_size, True))
         recovered = None
-        if without is not None:
-            recovered = 1 - without["verdict"]["step_seconds"] / verdict["step_seconds"]
+        times = [None if each is None else each["verdict"]["step_seconds"] for each in (without, diagnosis)]
+        if times[0] is not None and times[1]:
+            recovered = 1 - times[0] / times[1]
         others = [row["label"] for row in diagnosis["findings"] if row["label"] != verdict["label"]]
         stated = next((row["severity_share"] for row in diagnosis["findings"] if row["label"] == label), None)
         found.append(Case(key, label, verdict["label"], stated, recovered, others[0] if others else None))
@@ -81,12 +83,14 @@ def by_scenario(found: Sequence[Case]) -> list[str]:
 
 
 def errors(found: Sequence[Case]) -> list[float]:
-    """Of right verdicts: how far the stated share is off the recovered one, relative to that."""
-    return [
-        abs(case.stated - case.recovered) / case.recovered
+    """Of right verdicts: how far the stated share is off the recovered one, relative to that; infinitely where removing
+    the cause has bought nothing."""
+    known = [
+        (case.stated, case.recovered)
         for case in found
-        if case.said == case.expected and case.stated is not None and case.recovered is not None and case.recovered > 0
+        if case.said == case.expected and case.stated is not None and case.recovered is not None
     ]
+    return [math.inf if bought <= 0 else abs(stated - bought) / bought for stated, bought in known]
 
 
 def severity(found: Sequence[Case]) -> str:
@@ -103,6 +107,17 @@ def confusion(found: Sequence[Case]) -> list[str]:
     rows = [f"| planted \\ said | {' | '.join(f'`{each}`' for each in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for label in sorted({case.expected for case in found}):
         rows.append(f"| `{label}` | {' | '.join(str(counts[label, each] or '') for each in columns)} |")
+    return rows
+
+
+def without_cause(diagnoses: Mapping[Key, Mapping[str, Any]]) -> list[str]:
+    """What was said of the same runs with the cause removed: whatever else they have may be said."""
+    rows = ["| scenario, its cause removed | said |", "|---|---|"]
+    for name in sorted({key.scenario for key in diagnoses if key.removed}):
+        said = Counter(
+            each["verdict"]["label"] for key, each in diagnoses.items() if key.removed and key.scenario == name
+        )
+        rows.append(f"| {name} | {', '.join(f'`{label}` {count}' for label, count in said.most_common())} |")
     return rows
 
 

@@ -16,6 +16,7 @@ from scalelab.launch.errors import ConfigError, Exit
 from scalelab.launch.plan import resolve
 from scalelab.launch.sweep.child import Ended
 from scalelab.launch.verification import AS_IS, CHANGED, Change, Verified, change_of, sides, verify
+from scalelab.profiles.records import EventRecord
 from scalelab.profiles.runfolder import RunFolder, appending
 
 from tests.support.sweeps import run_json, step
@@ -31,6 +32,11 @@ def facts(**asked: Any) -> dict[str, Any]:
     return {"config": config.model_dump(), "world_size": 2}
 
 
+def test_a_change_without_a_difference_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no difference"):
+        sides(facts(workers=2), WORKERS, None, CPU)
+
+
 class Fake:
     """Makes run folders at once, of 30 steps that take what `seconds(given, number)` says, with losses by
     `loss(given)`. `codes` end the first runs."""
@@ -40,8 +46,9 @@ class Fake:
         seconds: Callable[[Mapping[str, Any], int], float],
         loss: Callable[[Mapping[str, Any]], float] = lambda given: 1.0,
         codes: tuple[int, ...] = (),
+        between: Callable[[Mapping[str, Any]], float] = lambda given: 0.0,
     ) -> None:
-        self.seconds, self.loss, self.codes = seconds, loss, list(codes)
+        self.seconds, self.loss, self.codes, self.between = seconds, loss, list(codes), between
         self.made: list[Mapping[str, Any]] = []
 
     def __call__(self, given: Mapping[str, Any], *, out: Path, name: str, **_: Any) -> Ended:
@@ -57,6 +64,8 @@ class Fake:
                 for index in range(30):
                     record = step(index, self.seconds(given, len(self.made)), samples=batch)
                     write(type(record)(**{**_fields(record), "losses": [self.loss(given)]}))
+                    if (stop := self.between(given)) and index % 2:
+                        write(EventRecord(event="checkpoint", step=index, start_seconds=0.0, seconds=stop, values={}))
         return Ended(code, "planted" if code else None, folder, 1.0)
 
 
@@ -90,7 +99,7 @@ def test_a_change_that_helps_is_told_with_its_interval(tmp_path: Path) -> None:
     assert found is not None
     assert found["verdict"] == "faster"
     assert found["ci95"][0] < 0.2 < found["ci95"][1]
-    assert found["predicted_share"] == 0.4
+    assert found["cause_share"] == 0.4
     assert found["learns"] is None
     assert "neither batch nor precision" in found["reasons"]["learns"]
     # In turn: no side is made whole before the other.
@@ -120,6 +129,46 @@ def test_what_failed_is_made_again_and_what_is_there_is_not(tmp_path: Path) -> N
     assert len(more.made) == 4
 
 
+def test_what_lies_between_steps_is_part_of_what_is_bought(tmp_path: Path) -> None:
+    """Checkpoints of 0.3 s behind every second step of 0.1 s, which the change takes away: 60 % of the time."""
+    found = run(tmp_path, Fake(same, between=lambda given: 0.0 if given.get("workers") == 2 else 0.3)).bought
+    assert found is not None
+    assert found["verdict"] == "faster"
+    assert found["saved_share"] == pytest.approx(0.6, abs=0.03)
+    assert "between" in found["counts"]
+
+
+def test_a_round_that_was_asked_for_before_and_failed_stops_no_smaller_number(tmp_path: Path) -> None:
+    run(tmp_path, Fake(same, codes=(0,) * 12 + (5,)), rounds=7)
+    assert run(tmp_path, Fake(same), rounds=5).bought is not None
+
+
+def test_the_latest_run_stays_the_latest_and_each_round_has_its_seed(tmp_path: Path) -> None:
+    """A second call finds the same run under `latest`; both sides of a round have one seed, and no other round has."""
+    (tmp_path / "latest").symlink_to("a-run")
+    make = Fake(same)
+    run(tmp_path, make)
+    assert (tmp_path / "latest").readlink() == Path("a-run")
+    seeds = [given["seed"] for given in make.made]
+    assert seeds == [number for number in range(5) for _ in range(2)]
+
+
+def test_other_surroundings_are_other_runs(tmp_path: Path) -> None:
+    """Runs with a neighbour on their cores are not taken for runs without."""
+    first = verify(facts(), WORKERS, out=tmp_path, rounds=2, steps=None, devices=CPU, stream=io.StringIO(),
+                   make=Fake(same), around="noisy_neighbour 0")  # fmt: skip
+    again = Fake(same)
+    assert run(tmp_path, again, rounds=2).folder != first.folder
+    assert len(again.made) == 4
+
+
+def test_a_change_that_trains_something_else_is_not_called_faster(tmp_path: Path) -> None:
+    found = run(tmp_path, Fake(faster, loss=lambda given: 1.5 if given.get("workers") == 2 else 1.0)).bought
+    assert found is not None
+    assert found["verdict"] == "cannot tell"
+    assert "something else" in found["reasons"]["verdict"]
+
+
 def test_a_larger_batch_is_held_against_the_loss_after_as_many_samples(tmp_path: Path) -> None:
     """Per sample, and worse where the loss is a fifth higher in every round."""
     found = run(tmp_path, Fake(faster, loss=lambda given: 1.2 if given["micro_batch"] == 16 else 1.0), BATCH).bought
@@ -127,9 +176,9 @@ def test_a_larger_batch_is_held_against_the_loss_after_as_many_samples(tmp_path:
     assert found["per"] == "sample"
     assert found["verdict"] == "faster"
     assert found["saved_share"] == pytest.approx(1 - 0.8 / 4, abs=0.05)
-    assert (found["learns"]["verdict"], found["learns"]["samples"]) == ("worse", 30 * 8)
+    assert (found["learns"]["verdict"], found["learns"]["samples"]) == ("worse", 7 * 32)  # whole steps of both
     assert found["learns"]["higher_share"] == pytest.approx(0.2)
-    assert "no matter of time" in found["reasons"]["predicted_share"]
+    assert "no matter of time" in found["reasons"]["cause_share"]
     as_well = run(tmp_path / "b", Fake(faster), BATCH).bought
     assert as_well is not None
     assert as_well["learns"]["verdict"] == "as well"

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..alike import unlike
-from ..between import student_t
+from ..between import Difference, student_t
 from ..compared import ComparedRun, Side
 from ..comparison import compare
-from ..verdict import CONFIDENCE
+from ..effects import Against
+from ..verdict import CONFIDENCE, MARGIN, MOST_REPEATS, ratio_effect, repeats_needed
 
+_WORDS = {"higher": "slower", "lower": "faster", "no change": "no change", "cannot tell": "cannot tell"}
 # Steps whose mean loss is held against the other side's: one step's says little.
 LOSS_SHARE = 0.2
 # A change that trains as well: its loss is surely less than this share higher.
@@ -29,44 +31,71 @@ def bought(
     share: float | None,
     ci95: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    """`saved_share` of a step's time (of a sample's, where batches differ) with its 95 % interval between runs, the
-    verdict (`faster`, `slower`, `no change`, `cannot tell`), and what was predicted. `learns`: where the batch or the
-    precision was changed, whether the loss got as far. `reasons` of nulls."""
+    """`saved_share` of a step's time (of a sample's, where batches differ) with its 95 % interval between runs and the
+    verdict: `faster`, `slower`, `no change`, `cannot tell`. Counted with what lies between steps, where that is known.
+    `cause_share` is what removing the cause altogether was said to buy. `learns`: where the batch or the precision was
+    changed, whether the loss got as far. `reasons` of nulls."""
     held = compare(before, after)
-    verdict, reasons = held["verdict"], {}
-    low_high = verdict["ci95"]
-    if low_high is None:
-        reasons["ci95"] = held["reasons"].get("repeats.needed", "one run a side has no spread")
-    apart = unlike(before.runs[0], after.runs[0])
-    learns = None
-    if {"different-batch", "different-precision"} & set(apart):
+    reasons: dict[str, str] = {}
+    took, counts = _time(before, after, held["per"])
+    effect, needed = ratio_effect(took), None if took.spread is None else repeats_needed(took.spread)
+    verdict = _WORDS[effect.word]
+    if effect.ci95 is None:
+        reasons["ci95"] = "one run a side has no spread"
+    if needed is None:
+        reasons["needed"] = reasons.get("ci95", f"more than {MOST_REPEATS} runs a side")
+    decides = bool({"different-batch", "different-precision"} & set(unlike(before.runs[0], after.runs[0])))
+    learns, losses = None, held["loss"]
+    if decides:
         learns = _learns(before.runs, after.runs, reasons)
     else:
-        reasons["learns"] = "the change decides neither batch nor precision: both sides train the same"
+        reasons["learns"] = "the change decides neither batch nor precision"
+        if losses is not None and losses["verdict"] == "differs":
+            verdict = "cannot tell"
+            reasons["verdict"] = (
+                f"with it the run trains something else: losses differ from step {losses['first_apart']} on"
+            )
     if share is None:
-        reasons["predicted_share"] = "it was no matter of time"
+        reasons["cause_share"] = "it was no matter of time"
     return {
         "label": label,
         "options": dict(options),
-        "verdict": verdict["word"],
+        "verdict": verdict,
         "per": held["per"],
-        "saved_share": -verdict["effect"],
-        "ci95": None if low_high is None else [-low_high[1], -low_high[0]],
-        "predicted_share": share,
-        "predicted_ci95": None if ci95 is None else list(ci95),
+        "counts": counts,
+        "saved_share": -effect.effect,
+        "ci95": None if effect.ci95 is None else [-effect.ci95[1], -effect.ci95[0]],
+        "cause_share": share,
+        "cause_ci95": None if ci95 is None else list(ci95),
         "rounds": min(len(before.runs), len(after.runs)),
-        "needed": held["repeats"]["needed"],
+        "needed": needed,
+        "decides_learning": decides,
         "learns": learns,
         "runs": {"before": [run.name for run in before.runs], "after": [run.name for run in after.runs]},
         "reasons": reasons,
     }
 
 
+def _time(before: Side, after: Side, per: str) -> tuple[Difference, str]:
+    """The difference of logarithms of both sides' time a step or a sample, and what is counted in it."""
+    against = Against(before, after, None, MARGIN, "")
+    whole = "seconds_per_step" if per == "step" else "device_hours_per_million_samples"
+    if (found := against.of(f"cost.by_cause_total.{whole}")) is not None:
+        return found, "steps and what lies between them"
+    alone = "step_seconds.mean" if per == "step" else "cost.device_hours_per_million_samples"
+    found = against.of(alone)
+    assert found is not None, "a run without a step is not compared, nor a batch that is not known per sample"
+    return found, "steps alone"
+
+
 def _learns(
     before: Sequence[ComparedRun], after: Sequence[ComparedRun], reasons: dict[str, str]
 ) -> dict[str, Any] | None:
-    """The loss that both sides have come to after as many samples, and how much higher it is with the change."""
-    losses = [_after_samples(a, b) for a, b in zip(before, after, strict=False)]
+    """The loss that both sides have come to after as many samples, and how much higher it is with the change. A round
+    has the same seed on both sides, and another than the others."""
+    others = {run.round: run for run in after}
+    pairs = [(run, others[run.round]) for run in before if run.round in others]
+    losses = [_after_samples(a, b) for a, b in pairs]
     known = [pair for pair in losses if pair is not None]
     if not known or len(known) < len(losses):
         reasons["learns"] = "losses after equal numbers of samples are not known of every run"
@@ -102,7 +131,8 @@ def _after_samples(a: ComparedRun, b: ComparedRun) -> tuple[float, float, int] |
     series = [run.summary["loss"] for run in (a, b)]
     if not all(batches) or not all(series):
         return None
-    samples = min(batch * len(each) for batch, each in zip(batches, series, strict=True))
+    both = math.lcm(*batches)
+    samples = min(batch * len(each) for batch, each in zip(batches, series, strict=True)) // both * both
     means = []
     for batch, each in zip(batches, series, strict=True):
         end = samples // batch

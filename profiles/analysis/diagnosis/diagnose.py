@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,6 +23,11 @@ FILE = "diagnosis.json"
 def write_diagnosis(folder: RunFolder, run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Diagnose `run`, whose summary that is, into its folder's diagnosis.json, and return the diagnosis."""
     found = diagnose(run, summary)
+    # What a change was once seen to buy took many runs to find out.
+    with contextlib.suppress(ValueError):
+        before = folder.read(FILE)
+        if isinstance(before, dict) and before.get("verification"):
+            found["verification"] = before["verification"]
     folder.write(FILE, found)
     return found
 
@@ -159,7 +165,9 @@ def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
 
 
 def _usd(summary: Mapping[str, Any]) -> tuple[float | None, str]:
-    usd = (summary.get("cost") or {}).get("usd_per_million_samples")
+    cost = summary.get("cost") or {}
+    # Shares are of steps with what lies between them, and so is this.
+    usd = (cost.get("by_cause_total") or {}).get("usd_per_million_samples") or cost.get("usd_per_million_samples")
     reasons = summary.get("reasons") or {}
     return usd, reasons.get("cost.usd_per_million_samples", "no price is known")
 

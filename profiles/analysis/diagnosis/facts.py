@@ -176,10 +176,14 @@ class Facts:
         )
 
     @functools.cached_property
+    def threads_computing(self) -> int:
+        """Threads of all ranks that compute, on all hosts of the run."""
+        return self.world_size * self.run.run_json.get("threads_per_rank", 1)
+
+    @functools.cached_property
     def threads_wanted(self) -> int:
-        """Threads of the run that compute, on all its hosts: each rank's own, and loader processes."""
-        each = self.run.run_json.get("threads_per_rank", 1) + (self.config.get("workers") or 0)
-        return self.world_size * each
+        """The same, with loader processes."""
+        return self.threads_computing + self.world_size * (self.config.get("workers") or 0)
 
     @functools.cached_property
     def core_use(self) -> list[CoreUse] | None:

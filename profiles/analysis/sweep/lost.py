@@ -108,14 +108,18 @@ def _join(rows: Sequence[dict[str, float]], names: Sequence[str], into: str) -> 
 
 
 def _parts(before: CellResult, after: CellResult, shares: Mapping[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    cost = [each.row[HOURS]["mean"] for each in (before, after)]
-    values = [each.values(HOURS) for each in (before, after)]
+    """A cause's part is s_c(M) - E s_c(N), s_c its mean share of the step. Its interval is that of first order in what
+    runs differ by (the delta method), d(N) and d(M) within E among it."""
+    logs = [np.log(each.values(HOURS)) for each in (before, after)]
+    efficiency = math.exp(float(logs[0].mean() - logs[1].mean()))
+    off = [each - each.mean() for each in logs]
     rows = []
     for cause in CAUSES:
-        given = [[row.get(cause, 0.0) for row in shares[each.cell.name]] for each in (before, after)]
         if not any(cause in row for each in shares.values() for row in each):
             continue
-        one, two = (each * float(np.mean(of)) for each, of in zip(cost, given, strict=True))
-        by_run = [[v * s / cost[1] for v, s in zip(vs, ss, strict=True)] for vs, ss in zip(values, given, strict=True)]
-        rows.append({"cause": cause, "share": (two - one) / cost[1], "ci95": difference_interval(by_run[1], by_run[0])})
+        one, two = (np.array([row.get(cause, 0.0) for row in shares[each.cell.name]]) for each in (before, after))
+        base = float(one.mean())
+        at_n, at_m = efficiency * (one + base * off[0]), two + efficiency * base * off[1]
+        interval = difference_interval(at_m.tolist(), at_n.tolist())
+        rows.append({"cause": cause, "share": float(at_m.mean() - at_n.mean()), "ci95": interval})
     return sorted(rows, key=lambda row: -row["share"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..facts import Facts
 from ..finding import Answer
@@ -26,3 +27,11 @@ class Rule:
 
     def can_occur(self, facts: Facts) -> bool:
         return facts.device in self.devices and facts.world_size >= self.least_ranks
+
+
+def larger_batch(config: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """`options` that make the batch larger, with the learning rate adjusted: by the run's own scaling where it has one,
+    else by the root (Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks")."""
+    if config.get("lr_scaling", "none") == "none" and config.get("global_batch"):
+        return {**options, "lr_scaling": "sqrt", "base_batch": config["global_batch"]}
+    return options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._comm import cost
-from ._contract import Rule
+from ._contract import Rule, larger_batch
 
 
 def find(facts: Facts) -> Answer:
@@ -37,7 +37,7 @@ def find(facts: Facts) -> Answer:
         words, options = "--overlap true reduces gradients while backward computes", {"overlap": True}
     elif config["grad_accumulation"] == 1 or config.get("accumulation_sync") == "each":
         words = f"{words}, or fewer bytes: --grad-accumulation, which sends once for several micro-batches"
-        options = {"grad_accumulation": 2 * config["grad_accumulation"]}
+        options = larger_batch(config, grad_accumulation=2 * config["grad_accumulation"])
     return Finding(
         label="comm_bandwidth",
         evidence=tuple(evidence),

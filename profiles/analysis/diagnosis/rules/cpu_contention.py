@@ -34,7 +34,7 @@ def find(facts: Facts) -> Answer:
     own = sum(use.own for use in uses)
     # Where the run itself has more threads than cores, they wait for each other as well.
     part = 1.0 if facts.threads_wanted <= cores else others / (others + own)
-    removed = facts.computing(np.maximum(delay * part, _of_other_threads(facts, own, cores)))
+    removed = facts.computing(np.maximum(delay * part, _of_other_threads(facts, own, others, cores)))
     worst, seconds = facts.ranks_by(delay.mean(axis=1))[0]
     evidence = [
         Evidence(
@@ -63,13 +63,15 @@ def find(facts: Facts) -> Answer:
     )
 
 
-def _of_other_threads(facts: Facts, own: float, cores: int) -> np.ndarray:
+def _of_other_threads(facts: Facts, own: float, others: float, cores: int) -> np.ndarray:
     """A rank that computes with several threads waits for the last of them, on a core: what its threads lack of the
-    cores that they want then tells, over the time in which it had something to do."""
-    wanted = min(facts.threads_wanted, cores)
-    if facts.on_core is None or facts.run_delay is None or facts.threads_wanted <= facts.world_size:
+    cores that they want then tells, over the time in which it had something to do. At most what others can have taken
+    counts: threads that want a core all the time are the most there can be."""
+    wanted = min(facts.threads_computing, cores)
+    if facts.on_core is None or facts.run_delay is None or facts.threads_computing <= facts.world_size:
         return np.zeros_like(facts.own_total)
-    return (facts.on_core + facts.run_delay) * max(0.0, 1 - own / wanted)
+    lack = min(max(0.0, wanted - own), max(0.0, others + wanted - cores))
+    return (facts.on_core + facts.run_delay) * (lack / wanted)
 
 
 rule = Rule(

@@ -24,7 +24,8 @@ def find(facts: Facts) -> Answer:
             says="send less: smaller dtypes, images resized before the copy, nothing that the model does not read"
             if pinned
             else "--pin true: copies from pinned memory run beside computing; in a loader of your own, pin_memory()",
-            options={} if pinned else {"pin": True},
+            # A loader of the user's own pins by itself.
+            options={} if pinned or facts.run.run_json.get("data") is None else {"pin": True},
         ),
         headroom=facts.headroom(removed),
         removed=removed,

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Headroom, Remedy
-from ._contract import Rule
+from ._contract import Rule, larger_batch
 
 PHASES = ("forward", "backward", "optimizer")
 
@@ -102,10 +102,9 @@ def _remedy(facts: Facts) -> Remedy:
     config = facts.config
     more = 4 * config["micro_batch"]
     return Remedy(
-        says=f"--micro-batch {more} computes more per call, with --lr-scaling sqrt --base-batch "
-        f"{config['global_batch']} "
-        "for the larger batch; or --compile, which fuses small operators",
-        options={"micro_batch": more, "lr_scaling": "sqrt", "base_batch": config["global_batch"]},
+        says=f"--micro-batch {more} computes more per call, with the learning rate scaled to the larger batch "
+        "(--lr-scaling sqrt); or --compile, which fuses small operators",
+        options=larger_batch(config, micro_batch=more),
     )
 
 

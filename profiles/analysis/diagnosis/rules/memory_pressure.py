@@ -44,15 +44,14 @@ def find(facts: Facts) -> Answer:
     micro = facts.config["micro_batch"]
     options = {"checkpointing": "full"} if facts.config["checkpointing"] == "none" else {}
     smaller = f"--micro-batch {micro // 2} --grad-accumulation {2 * facts.config['grad_accumulation']}"
-    if micro > 1:
+    if micro % 2 == 0:  # halved and accumulated twice, the batch stays what it is
         options = {"micro_batch": micro // 2, "grad_accumulation": 2 * facts.config["grad_accumulation"]}
     return Finding(
         label="memory_pressure",
         evidence=tuple(evidence),
         remedy=Remedy(
-            says=f"{smaller if micro > 1 else '--checkpointing full'} needs less; so do a strategy that shards more, "
-            f"fewer "
-            "--workers, and a higher limit",
+            says=f"{smaller if micro % 2 == 0 else '--checkpointing full'} needs less; so do a strategy that shards "
+            "more, fewer --workers, and a higher limit",
             options=options,
         ),
         headroom=headroom,

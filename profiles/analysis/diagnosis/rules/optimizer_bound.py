@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..facts import Facts, milliseconds
 from ..finding import Answer, Evidence, Finding, Remedy
-from ._contract import Rule
+from ._contract import Rule, larger_batch
 
 
 def find(facts: Facts) -> Answer:
@@ -28,10 +28,10 @@ def find(facts: Facts) -> Answer:
         )
     accumulation = config["grad_accumulation"]
     zero = facts.world_size > 1 and config["strategy"] == "ddp"
-    options = {"strategy": "zero1"} if zero else {"grad_accumulation": 2 * accumulation}
+    options = {"strategy": "zero1"} if zero else larger_batch(config, grad_accumulation=2 * accumulation)
     words = "--strategy zero1 updates a share of the parameters on each rank" if zero else (
-        f"--grad-accumulation {2 * accumulation} updates half as often for as many samples; adjust --lr to the "
-        f"larger batch"
+        f"--grad-accumulation {2 * accumulation} updates half as often for as many samples, with the learning "
+        f"rate scaled to the larger batch"
     )  # fmt: skip
     return Finding(
         label="optimizer_bound",
