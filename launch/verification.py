@@ -72,13 +72,13 @@ def sides(facts: Facts, change: Change, steps: int | None, devices: Devices) -> 
     """The run whose run.json is `facts`, as it is and with `change`, as cells of a sweep. Raises ConfigError for a run
     that cannot be started from here, and what refuses a side."""
     config = facts["config"]
-    if config["engine"] == "own" or facts.get("source") == "imported":
+    if config.get("engine") == "own" or facts.get("source") == "imported":
         raise ConfigError(
             "scalelab did not start this run, and cannot start it again",
             hint=f"make the change in its loop ({words(change.options)}), run both a few times in turn, and hold them "
             "against each other: scalelab compare",
         )
-    if config["nodes"] > 1:
+    if config.get("nodes", 1) > 1:
         raise ConfigError(
             f"this run had ranks on {config['nodes']} hosts, which cannot be started from here",
             hint=f"run it as it is and with {words(change.options)} by the same command on each host, a few times in "
@@ -87,7 +87,7 @@ def sides(facts: Facts, change: Change, steps: int | None, devices: Devices) -> 
     given = _given(config, facts["world_size"], devices)
     # Each side has what comes every N steps at least twice.
     rarest = max((each.get(name) or 0) for each in (config, change.options) for name in ("save_every", "eval_every"))
-    given["steps"] = steps or max(min(config["steps"] or MOST_STEPS, MOST_STEPS), 2 * rarest)
+    given["steps"] = steps or max(min(config.get("steps") or MOST_STEPS, MOST_STEPS), 2 * rarest)
     found = []
     for name, more in ((AS_IS, {}), (CHANGED, change.options)):
         build({**given, **more})  # refuses what contradicts itself before anything is started
