@@ -29,8 +29,9 @@ from .text import plain
 Facts = Mapping[str, Any]
 AS_IS, CHANGED = "as-is", "changed"
 MOST_STEPS = 100
-# Of a run's options: where it goes, what decides the global batch with others, what is measured beside its steps.
+# Said even where a run would choose the same by itself, so that it does not choose otherwise.
 _ALWAYS = {"model", "data", "gpus", "micro_batch", "steps"}
+# Of a run's options: where it goes, what decides the global batch with others, what is measured beside its steps.
 _NOT_TAKEN = ("out", "name", "global_batch", "counterfactual", "profile_steps")
 
 

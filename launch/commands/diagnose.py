@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ...profiles.analysis.diagnosis.diagnose import FILE, write_diagnosis
 from ...profiles.analysis.load import load_run
-from ...profiles.analysis.summary import summarise
-from ...profiles.analysis.traces import merge_traces, read_traces, trace_files
+from ...profiles.analysis.summary import analyse
 from ...profiles.runfolder import RunFolder
 from ...reports.console import Console
 from ...reports.diagnosis_card import diagnosis_card
@@ -94,8 +93,8 @@ def _folder(name: str) -> RunFolder:
 
 def _diagnose(folder: RunFolder) -> dict[str, Any]:
     try:
-        run, files = load_run(folder), trace_files(folder.path)
-        summary = summarise(run, read_traces(files), merge_traces(folder.path, files, run))
+        run = load_run(folder)
+        summary = analyse(folder, run)
     except ValueError as error:
         raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
     return write_diagnosis(folder, run, summary)
