@@ -15,7 +15,7 @@ from ...profiles.runfolder import RunFolder
 from ..errors import Exit, PreflightError, ScalelabError
 from ..supervision.parent import PARENT_VARIABLE
 from ..sweep import child
-from ..sweep.child import Ended, Make, make_run
+from ..sweep.child import Ended, Make, arguments, make_run
 from ._contract import Planted, Scenario
 
 STEPS, WARMUP = 30, 5
@@ -76,7 +76,14 @@ def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
     with planted.around() as prefixes:
         processes = [
             subprocess.Popen(
-                [*prefix, sys.executable, "-m", CHILD, *arguments(options, host, len(prefixes)), "--json"],
+                [
+                    *prefix,
+                    sys.executable,
+                    "-m",
+                    CHILD,
+                    *arguments({**options, **_place(host, len(prefixes))}),
+                    "--json",
+                ],
                 # It does not outlive this process, however that ends.
                 env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
                 stdout=subprocess.PIPE,
@@ -97,18 +104,6 @@ def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
     return RunFolder(Path(orjson.loads(ended[0][0].splitlines()[-1])["run_folder"]))
 
 
-def arguments(options: Mapping[str, Any], host: int, hosts: int) -> list[str]:
-    """`options` as words of the command line, for one of `hosts`."""
-    words = [
-        f"--{name.replace('_', '-')}={_word(value)}"
-        for name, value in options.items()
-        if name != "model_option" and value is not None
-    ]
-    words += [f"--model-option={name}={_word(value)}" for name, value in options.get("model_option", {}).items()]
-    if hosts > 1:
-        words += [f"--nodes={hosts}", f"--node-rank={host}"]
-    return words
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+def _place(host: int, hosts: int) -> dict[str, int]:
+    """Options of one of several hosts."""
+    return {"nodes": hosts, "node_rank": host} if hosts > 1 else {}
