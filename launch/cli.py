@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import importlib
 import sys
 import traceback
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     code = run_command(list(sys.argv[1:] if argv is None else argv))
     Steady(sys.stdout).flush()
+    # Else the interpreter looks through all that was imported before it ends, for half a second where that is torch.
+    gc.freeze()
     sys.exit(int(code))
 
 

@@ -50,6 +50,7 @@ from .step_watch import StepNotFiniteError, after_steps
 from .stopping import Stopping
 from .supervision import collectives
 from .supervision.aftermath import STACK_SIGNAL
+from .supervision.parent import redirect_output
 from .supervision.pulse import Pulse, stack_file
 
 
@@ -280,14 +281,6 @@ def main() -> None:
         redirect_output(folder.log_file(rank.rank))
     code = run_rank(folder, rank)
     leave(code)
-
-
-def redirect_output(path: Path) -> None:
-    """Send this process's output, that of libraries included, to `path`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 def leave(code: int) -> None:

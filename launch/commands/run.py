@@ -25,6 +25,7 @@ from ..text import plain, redacted_argument
 if TYPE_CHECKING:
     from ..dataset import Dataset
     from ..strategies._law import ModelShape
+    from ..supervision.launchers import Start
 
 SUMMARY = "Train one model under one strategy. Prints a table and leaves a run folder."
 FLAGS = {
@@ -47,18 +48,44 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(plan: Plan, argv: Sequence[str], given: Sequence[str], *, as_json: bool) -> int:
-    # Here and not above: `--help` and errors of usage answer without them.
-    from ...reports.console import Console
+    from ..supervision.launchers import launching
+
+    for note in plan.notes:
+        _say(f"note: {note}")
+    with launching(plan) as start:
+        folder, status, summary, reported = _trained(plan, argv, given, start)
+    measured = plan.config.node_rank == 0 and summary["steps"]["measured"]
+    if as_json:
+        _tell(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
+    elif measured:
+        from ...reports.console import Console
+        from ...reports.table import run_table
+
+        Console(sys.stdout).print(run_table(summary))
+    if status["exit_code"] != Exit.OK:
+        for line in explanation(folder, status):
+            _say(line)
+        return status["exit_code"]
+    if not as_json:
+        _tell(f"run folder: {folder.path}")
+        if plan.config.node_rank == 0 and reported:
+            _tell(f"report: {folder.path / 'report.html'}")
+    return Exit.OK if reported else Exit.SOME_FAILED
+
+
+def _trained(
+    plan: Plan, argv: Sequence[str], given: Sequence[str], start: Start
+) -> tuple[RunFolder, dict[str, Any], dict[str, Any], bool]:
+    """The run's folder, status and summary, and whether its report was written. On other hosts than the first the
+    status stands for the summary."""
+    # Here and not above: `--help` and errors of usage answer without them, and a launcher imports meanwhile.
     from ...reports.live import LiveLine
-    from ...reports.table import run_table
     from ..dataset import prepare
     from ..opening import opened
     from ..reporting import report_after
     from ..supervision.oom_killer import shm_warning
     from ..supervision.supervisor import supervise
 
-    for note in plan.notes:
-        _say(f"note: {note}")
     if is_user_model(plan.config.model):
         _refuse_model(plan)
     dataset = None if is_user_model(plan.config.model) else prepare(plan)
@@ -81,21 +108,9 @@ def _run(plan: Plan, argv: Sequence[str], given: Sequence[str], *, as_json: bool
             probe=config.probe == "on",
             first_host=config.node_rank == 0,
         ) as display:
-            status = supervise(folder, plan, display, hosts=place.hosts, owned=place.owned)
+            status = supervise(folder, plan, display, start, hosts=place.hosts, owned=place.owned)
         summary, reported = report_after(folder, _say) if config.node_rank == 0 else (status, True)
-    if as_json:
-        _tell(orjson.dumps({**summary, "run_folder": str(folder.path)}).decode())
-    elif config.node_rank == 0 and summary["steps"]["measured"]:
-        Console(sys.stdout).print(run_table(summary))
-    if status["exit_code"] != Exit.OK:
-        for line in explanation(folder, status):
-            _say(line)
-        return status["exit_code"]
-    if not as_json:
-        _tell(f"run folder: {folder.path}")
-        if config.node_rank == 0 and reported:
-            _tell(f"report: {folder.path / 'report.html'}")
-    return Exit.OK if reported else Exit.SOME_FAILED
+    return folder, status, summary, reported
 
 
 def run_json_of(

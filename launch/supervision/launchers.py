@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Protocol
+
+import orjson
 
 from ...profiles.runfolder import RunFolder
 from ..plan import Plan
-from ..ranks import FIRST_RANK_VARIABLE
+from ..ranks import FIRST_RANK_VARIABLE, SHARED_VARIABLE, STORE_VARIABLE
 from .parent import PARENT_VARIABLE
 
 
@@ -24,20 +30,75 @@ class Launcher(Protocol):
         ...
 
 
-def start(folder: RunFolder, plan: Plan) -> Launcher:
-    """Start the launcher that `plan` names; it reads the rest from `folder`."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", FIRST_RANK_VARIABLE: str(plan.local_ranks.start)}
-    environment[PARENT_VARIABLE] = str(os.getpid())
-    command = [sys.executable, "-m", "scalelab.launch.supervision.forker", str(folder.path)]
+Start = Callable[[RunFolder, Plan], Launcher]
+"""Starts the launcher that the plan names; it reads the rest from the folder."""
+
+
+@contextlib.contextmanager
+def launching(plan: Plan) -> Iterator[Start]:
+    """Within, what starts the launcher of `plan`. One that forks begins to import at once, beside whatever comes before
+    the ranks; not called for, it is ended."""
     if plan.config.launcher == "torchrun":
-        environment["OMP_NUM_THREADS"] = str(plan.threads_per_rank)
-        # Its ranks take signals themselves; torchrun would end them at once.
-        torchrun = ["--standalone", f"--nproc-per-node={plan.config.gpus}", "--signals-to-handle=SIGQUIT"]
-        # Else it leaves a folder in the system's temporary one when it is killed.
-        torchrun.append(f"--log-dir={folder.path / 'live' / 'torchrun'}")
-        worker = ["-m", "scalelab.launch.supervision.torchrun_rank", str(folder.path)]
-        command = [sys.executable, "-m", "scalelab.launch.supervision.parent", str(folder.path), *torchrun, *worker]
+        yield _torchrun
+        return
+    # What it says before there is a folder, it writes into its log itself when there is one.
+    with tempfile.TemporaryFile() as early:
+        forker = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "scalelab.launch.supervision.forker",
+                plan.config.strategy,
+                orjson.dumps(asdict(plan.setting)).decode(),
+            ],
+            # Read by OpenMP when torch is imported.
+            env={**_environment(plan), "OMP_NUM_THREADS": str(plan.threads_per_rank)},
+            stdin=subprocess.PIPE,
+            stdout=early,
+            stderr=early,
+            start_new_session=True,
+        )
+    order = forker.stdin
+    assert order is not None
+    called = False
+
+    def start(folder: RunFolder, plan: Plan) -> Launcher:
+        nonlocal called
+        called = True
+        # Hosts that have met have set these since.
+        since = {name: os.environ[name] for name in (STORE_VARIABLE, SHARED_VARIABLE) if name in os.environ}
+        # Should it be gone, its exit code tells.
+        with contextlib.suppress(BrokenPipeError), order:
+            order.write(orjson.dumps([str(folder.path), len(plan.local_ranks), since]))
+        return forker
+
+    try:
+        yield start
+    finally:
+        if not called:
+            forker.kill()
+            forker.wait()
+
+
+def _torchrun(folder: RunFolder, plan: Plan) -> Launcher:
+    environment = _environment(plan)
+    environment["OMP_NUM_THREADS"] = str(plan.threads_per_rank)
+    # Its ranks take signals themselves; torchrun would end them at once.
+    torchrun = ["--standalone", f"--nproc-per-node={plan.config.gpus}", "--signals-to-handle=SIGQUIT"]
+    # Else it leaves a folder in the system's temporary one when it is killed.
+    torchrun.append(f"--log-dir={folder.path / 'live' / 'torchrun'}")
+    worker = ["-m", "scalelab.launch.supervision.torchrun_rank", str(folder.path)]
+    command = [sys.executable, "-m", "scalelab.launch.supervision.parent", str(folder.path), *torchrun, *worker]
     with open(folder.path / "logs" / "launcher.log", "ab") as log:
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        FIRST_RANK_VARIABLE: str(plan.local_ranks.start),
+        PARENT_VARIABLE: str(os.getpid()),
+    }

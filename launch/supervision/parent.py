@@ -40,6 +40,14 @@ def leave_signals_to_ranks() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def redirect_output(path: Path) -> None:
+    """Send this process's output, that of libraries included, to `path`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
 def given_parent() -> int | None:
     """The pid of this program's parent, as the parent gave it."""
     return int(os.environ[PARENT_VARIABLE]) if PARENT_VARIABLE in os.environ else None

@@ -23,7 +23,7 @@ from ..plan import Plan
 from .aftermath import clear_away, collect, end_all
 from .host import watched_host
 from .interrupts import Interrupts
-from .launchers import Launcher, start
+from .launchers import Launcher, Start
 from .oom_killer import OomCounters
 from .pulse import FINAL, prepare
 from .report import Report
@@ -81,12 +81,13 @@ def supervise(
     folder: RunFolder,
     plan: Plan,
     display: Display,
+    start: Start,
     *,
     hosts: Hosts | None = None,
     owned: bool = True,
-    start: Callable[[RunFolder, Plan], Launcher] = start,
 ) -> dict[str, Any]:
-    """Run this host's ranks to their end; returns the final status, and writes it.
+    """Run this host's ranks, which the launcher that `start` starts will start, to their end; returns the final status,
+    and writes it.
 
     Without `owned` another host writes it, into the same folder.
     """
@@ -101,9 +102,7 @@ def supervise(
     return final
 
 
-def _run(
-    folder: RunFolder, plan: Plan, display: Display, hosts: Hosts, start: Callable[[RunFolder, Plan], Launcher]
-) -> dict[str, Any]:
+def _run(folder: RunFolder, plan: Plan, display: Display, hosts: Hosts, start: Start) -> dict[str, Any]:
     with Interrupts() as interrupts:
         crew = _Crew(folder, plan, display, hosts)
         launcher = start(folder, plan)

@@ -170,7 +170,7 @@ def run_supervised(
 
     try:
         with mock.patch.object(supervisor, "collect", collect):
-            status = supervise(folder, plan, Silent(), start=lambda folder, plan: _Forker(folder, plan, plant))
+            status = supervise(folder, plan, Silent(), lambda folder, plan: _Forker(folder, plan, plant))
     finally:
         over.set()
         thread.join()
