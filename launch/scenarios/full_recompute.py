@@ -6,7 +6,9 @@ from ._contract import Planted, Scenario, subject
 
 
 def _with(tokens: float, how: str) -> Planted:
-    return Planted(options={**subject(tokens=round(tokens), layers=6), "micro_batch": 8, "checkpointing": how})
+    # Wide: memory that is kept costs time too, where it is new to the process in every step.
+    model = subject(width=256, inner=1024, layers=4, tokens=round(tokens))
+    return Planted(options={**model, "micro_batch": 8, "checkpointing": how})
 
 
 scenario = Scenario(
@@ -15,7 +17,7 @@ scenario = Scenario(
     label="recompute",
     plant=lambda strength, world_size: _with(strength, "full"),
     remove=lambda strength, world_size: _with(strength, "none"),
-    strengths=(256, 512),
+    strengths=(64, 128),
     unit="tokens in a row",
     world_sizes=(1, 2),
 )

@@ -15,7 +15,7 @@ scenario = Scenario(
     label="periodic_stall",
     plant=lambda strength, world_size: _with(strength, True),
     remove=lambda strength, world_size: _with(strength, False),
-    strengths=(200000, 600000),
+    strengths=(500000, 1000000),
     unit="objects a step",
     world_sizes=(1, 2),
 )

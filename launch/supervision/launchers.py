@@ -15,7 +15,7 @@ import orjson
 
 from ...profiles.runfolder import RunFolder
 from ..plan import Plan
-from ..ranks import FIRST_RANK_VARIABLE, SHARED_VARIABLE, STORE_VARIABLE
+from ..ranks import FIRST_RANK_VARIABLE
 from .parent import PARENT_VARIABLE
 
 
@@ -60,13 +60,13 @@ def launching(plan: Plan) -> Iterator[Start]:
         )
     order = forker.stdin
     assert order is not None
-    called = False
+    called, before = False, dict(os.environ)
 
     def start(folder: RunFolder, plan: Plan) -> Launcher:
         nonlocal called
         called = True
-        # Hosts that have met have set these since.
-        since = {name: os.environ[name] for name in (STORE_VARIABLE, SHARED_VARIABLE) if name in os.environ}
+        # Hosts that have met have set where the store is, and the interface to each other.
+        since = {name: value for name, value in os.environ.items() if before.get(name) != value}
         # Should it be gone, its exit code tells.
         with contextlib.suppress(BrokenPipeError), order:
             order.write(orjson.dumps([str(folder.path), len(plan.local_ranks), since]))
