@@ -28,7 +28,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(F.gelu(self.up(self.norm(x))))
+        # The norm last: it needs its input in backward, so a checkpoint computes all of the block again.
+        return self.norm(x + self.down(F.gelu(self.up(x))))
 
 
 class _Late(torch.autograd.Function):

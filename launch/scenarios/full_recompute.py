@@ -6,8 +6,8 @@ from ._contract import Planted, Scenario, subject
 
 
 def _with(tokens: float, how: str) -> Planted:
-    # Wide: memory that is kept costs time too, where it is new to the process in every step.
-    model = subject(width=256, inner=1024, layers=4, tokens=round(tokens))
+    # Square layers: little memory for the work, as memory that is kept costs time too where it is new in every step.
+    model = subject(width=256, inner=256, layers=12, tokens=round(tokens))
     return Planted(options={**model, "micro_batch": 8, "checkpointing": how})
 
 
