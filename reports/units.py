@@ -29,10 +29,6 @@ def figures(value: float | None) -> str:
     return f"{value:,.{decimals}f}" if size >= 0.01 else f"{value:.2g}"
 
 
-def share_of(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
-
-
 def percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{share:.1%}"
 

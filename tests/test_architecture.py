@@ -116,6 +116,28 @@ def test_no_torch_in_the_source_of_analysis_and_reports() -> None:
             assert not {"torch", "deepspeed"} & {module.split(".")[0] for module in imported(path)}, path
 
 
+def computed(node: ast.AST) -> str | None:
+    """What `node` computes that is more than a change of unit; None where it does not."""
+    if isinstance(node, ast.Call):
+        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        return name if name in ("sum", "fmean", "mean", "median", "quantile", "percentile") else None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        of_paths = isinstance(node.right, ast.JoinedStr) or ast.unparse(node.left) == "_HERE"
+        by_unit = isinstance(node.right, ast.Constant) or ast.unparse(node.right).isupper()
+        return None if of_paths or by_unit else ast.unparse(node)
+    return None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "reports" / "page").rglob("*.py")), ids=lambda path: path.stem)
+def test_pages_compute_nothing(path: Path) -> None:
+    """No sums, means or shares in what draws a page: each number in it comes from the summary or the pictures' data."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    # A function of the file's own may be called `mean`, as the column that it fills is.
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    found = {computed(node) for node in nodes} - {None} - own
+    assert not found, f"{path.relative_to(ROOT)} computes {', '.join(map(str, found))}"
+
+
 def test_packages_listed_are_packages_on_disk() -> None:
     """pyproject names every folder with code, and maps each to its place."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

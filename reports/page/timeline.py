@@ -68,8 +68,8 @@ def _about(drawn: Mapping[str, Any]) -> str:
         parts.append(f"{shown}, at even quantiles of step time, the fastest and the slowest among them.")
     if ranks[0]["of_calls"] > len(ranks[0]["calls"]):
         parts.append(f"Of each rank's {ranks[0]['of_calls']:,} collectives the first {len(ranks[0]['calls'])}.")
-    if unseen := sum(call["end_seconds"] is None for rank in ranks for call in rank["calls"]):
-        parts.append(f"{unseen} whose end was not seen are left out.")
+    if drawn["unseen_ends"]:
+        parts.append(f"{drawn['unseen_ends']} whose end was not seen are left out.")
     if not all(rank["exact"] for rank in ranks):
         parts.append("In this step some ends are the latest that they can have been.")
     if drawn["clock_residual_seconds"]:

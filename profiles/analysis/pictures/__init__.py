@@ -14,6 +14,7 @@ from ..load import Run
 from ..withheld import is_withheld
 from .facts import facts
 from .ranks import ranks
+from .shares import branches, exposed, fullest_ranks, kinds, losses, sent
 from .steps import histogram, loss, step_series
 from .timeline import timeline
 from .verdict import verdict
@@ -30,6 +31,12 @@ def pictures(run: Run, summary: Mapping[str, Any], folder: RunFolder) -> dict[st
         "histogram": histogram(run) if timed else None,
         "ranks": ranks(summary) if timed else None,
         "timeline": timeline(run) if timed else None,
+        "exposed": exposed(summary),
+        "sent": sent(summary, known["law"]),
+        "kinds": kinds(summary),
+        "fullest_ranks": fullest_ranks(summary),
+        "branches": branches(summary),
         "loss": loss(summary["loss"]),
+        "losses": losses(summary["loss"]),
         "grad_norm": loss(summary["grad_norm"]),
     }

@@ -37,15 +37,16 @@ def timeline(run: Run) -> dict[str, Any] | None:
         begins.append(int(rank.steps.begin_ns[at] + shared.offsets_ns[index, column]))
     first = min(begins)
     chosen = _chosen(run.step_seconds[:, column])
+    rows = [
+        _rank(run.ranks[index], int(run.places[index][column]), (begins[index] - first) * SECONDS) for index in chosen
+    ]
     return {
         "step": step,
         "seconds": float(means[column]),
         "of_ranks": len(run.ranks),
         "clock_residual_seconds": shared.residual_seconds,
-        "ranks": [
-            _rank(run.ranks[index], int(run.places[index][column]), (begins[index] - first) * SECONDS)
-            for index in chosen
-        ],
+        "unseen_ends": sum(call["end_seconds"] is None for row in rows for call in row["calls"]),
+        "ranks": rows,
     }
 
 

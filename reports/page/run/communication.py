@@ -11,7 +11,6 @@ from ..timeline import timeline
 from ..words import why
 
 PLACE = 50
-SPLIT = ("waiting", "transfer", "queued")
 MEANING = {
     "waiting": "blocked while a later rank had not yet begun the collective",
     "transfer": "blocked while it was on the wire",
@@ -24,9 +23,9 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     if summary["world_size"] == 1:
         alone = [Paragraph("One rank: nothing is sent.")]
         return Section("communication", "Communication", alone)
-    blocks: list[Block] = [Figures(_figures(summary)), *_split(summary), *_late(summary)]
+    blocks: list[Block] = [Figures(_figures(summary)), *_split(summary, pictures["exposed"]), *_late(summary)]
     if comm["payload_bytes_per_step"]:
-        blocks.append(_payload(comm["payload_bytes_per_step"], pictures["facts"]["law"]))
+        blocks.append(_payload(pictures["sent"]))
     if (drawn := pictures["timeline"]) is not None:
         blocks.append(timeline(drawn))
     if comm["message_bytes"]:
@@ -54,11 +53,11 @@ def _rate(value: float | None) -> str:
     return units.UNKNOWN if value is None else f"{units.size(value)}/s"
 
 
-def _split(summary: Mapping[str, Any]) -> list[Block]:
-    comm = summary["comm"]
-    if comm["exposed_seconds"] is None:
+def _split(summary: Mapping[str, Any], exposed: Mapping[str, Any] | None) -> list[Block]:
+    whole = summary["comm"]["exposed_seconds"]
+    if whole is None:
         return []
-    if comm["waiting_seconds"] is None:
+    if exposed is None:
         return [Paragraph(f"Why it was exposed is not known: {why(summary, 'comm.waiting_seconds')}.", "note")]
     columns = [
         Column("exposed communication", "part", numeric=False),
@@ -66,13 +65,10 @@ def _split(summary: Mapping[str, Any]) -> list[Block]:
         Column("share of it", "share"),
         Column("meaning", "meaning", numeric=False),
     ]
-    whole = comm["exposed_seconds"]
     rows = []
-    for name in SPLIT:
-        seconds = comm[f"{name}_seconds"]
-        share = units.share_of(seconds, whole)
-        shown = Number(units.percent(share), share, share)
-        rows.append([name, Number(units.milliseconds(seconds), seconds), shown, MEANING[name]])
+    for name, part in exposed.items():
+        shown = Number(units.percent(part["share"]), part["share"], part["share"])
+        rows.append([name, Number(units.milliseconds(part["seconds"]), part["seconds"]), shown, MEANING[name]])
     rows.append(["exposed", Number(units.milliseconds(whole), whole), Number("100.0%", 1.0), ""])
     caption = "Why communication held the ranks up: means over ranks and measured steps"
     return [Table("exposed", caption, columns, rows, total=frozenset({len(rows) - 1}))]
@@ -90,10 +86,7 @@ def _late(summary: Mapping[str, Any]) -> list[Block]:
     return [Paragraph(told, "warning")]
 
 
-def _payload(payload: Mapping[str, float], law: Mapping[str, Any] | None) -> Table:
-    expected: dict[str, float] = {}
-    for row in (law or {}).get("collectives", []):
-        expected[row["kind"]] = expected.get(row["kind"], 0) + row["payload_bytes_per_step"]
+def _payload(sent: list[Mapping[str, Any]]) -> Table:
     columns = [
         Column("collective", "collective", numeric=False),
         Column("payload a step", "payload_bytes"),
@@ -101,11 +94,11 @@ def _payload(payload: Mapping[str, float], law: Mapping[str, Any] | None) -> Tab
     ]
     rows = [
         [
-            kind,
-            Number(units.size(payload.get(kind)), payload.get(kind)),
-            Number(units.size(expected.get(kind)), expected.get(kind)),
+            row["kind"],
+            Number(units.size(row["bytes"]), row["bytes"]),
+            Number(units.size(row["law_bytes"]), row["law_bytes"]),
         ]
-        for kind in dict.fromkeys([*payload, *expected])
+        for row in sent
     ]
     return Table("payload", "What was sent: full tensors in the dtype as sent, and what the law says", columns, rows)
 

@@ -26,10 +26,10 @@ CARDS = {
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
-    use, model = summary["utilization"], summary["model"]
+    use = summary["utilization"]
     blocks: list[Block] = [Figures(_figures(summary))]
-    if model.get("flops_by_branch"):
-        blocks.append(_branches(model["flops_by_branch"]))
+    if pictures["branches"]:
+        blocks.append(_branches(pictures["branches"]))
     if summary["device"] != "cuda" and use["gpu_percent"] is None:
         blocks.append(Paragraph(f"GPU telemetry: {why(summary, 'utilization.gpu_percent')}.", "note"))
     else:
@@ -57,16 +57,15 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _branches(branches: Mapping[str, float]) -> Table:
-    whole = sum(branches.values())
+def _branches(branches: Mapping[str, Any]) -> Table:
     columns = [
         Column("branch", "branch", numeric=False),
         Column("a sample", "flops_per_sample"),
         Column("share", "share"),
     ]
     rows = []
-    for name, flops in branches.items():
-        share = units.share_of(flops, whole)
+    for name, part in branches.items():
+        flops, share = part["flops"], part["share"]
         rows.append([name, Number(units.metric(flops, "FLOP"), flops), Number(units.percent(share), share, share)])
     return Table("flops", "Operations by branch of the model", columns, rows)
 

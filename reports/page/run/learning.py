@@ -16,16 +16,12 @@ PLACE = 90
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     blocks: list[Block] = []
     if (drawn := pictures["loss"]) is not None:
-        known = [each for each in summary["loss"] if each is not None]
-        missing = len(summary["loss"]) - len(known)
-        if known:
-            blocks.append(
-                Paragraph(
-                    f"Loss {known[0]:.4g} at first, {known[-1]:.4g} at last, over {len(known)} steps, mean over ranks."
-                )
-            )
-        if missing:
-            blocks.append(Paragraph(f"In {missing} steps it was not finite.", "warning"))
+        found = pictures["losses"]
+        if found["known"]:
+            ends = f"Loss {found['first']:.4g} at first, {found['last']:.4g} at last"
+            blocks.append(Paragraph(f"{ends}, over {found['known']} steps, mean over ranks."))
+        if found["missing"]:
+            blocks.append(Paragraph(f"In {found['missing']} steps it was not finite.", "warning"))
         blocks.append(_curve("loss", "Loss", "training loss", drawn))
     else:
         blocks.append(Paragraph(f"The loss is not known: {why(summary, 'loss')}.", "note"))

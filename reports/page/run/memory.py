@@ -11,13 +11,12 @@ from ..section import Block, Chart, Column, Number, Paragraph, Section, Table
 from ..words import why
 
 PLACE = 70
-RANKS_SHOWN = 16
 MIB = 2**20
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     memory = summary["memory"]
-    blocks: list[Block] = [_kinds(summary)]
+    blocks: list[Block] = [_kinds(summary, pictures["kinds"])]
     if (at := memory["peak_at"]) is not None:
         module = f" of {at['module']}" if at["module"] else ""
         blocks.append(
@@ -28,12 +27,12 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         )
     else:
         blocks.append(Paragraph(f"Where the peak is, is not known: {why(summary, 'memory.peak_at')}.", "note"))
-    blocks.append(_growth(summary))
+    blocks.append(_growth(summary, grows=pictures["verdict"]["growth_bytes_per_step"] is not None))
     if memory.get("timeline"):
         blocks.append(_mountain(memory["timeline"]))
     blocks.append(_other(summary))
     if len(memory["per_rank"]) > 1:
-        blocks.append(_ranks(memory["per_rank"]))
+        blocks.append(_ranks(pictures["fullest_ranks"], len(memory["per_rank"])))
     return Section("memory", "Memory", blocks)
 
 
@@ -41,7 +40,7 @@ def _from_begin(seconds: float | None) -> str:
     return "" if seconds is None else f", {units.milliseconds(seconds)} from the step's begin"
 
 
-def _kinds(summary: Mapping[str, Any]) -> Table:
+def _kinds(summary: Mapping[str, Any], kinds: Mapping[str, Any]) -> Table:
     memory = summary["memory"]
     expected = memory["state_by_law"] or {}
     state, known, peak = memory["state"] or {}, memory["peak_at"] is not None, memory["peak_bytes"]
@@ -53,9 +52,8 @@ def _kinds(summary: Mapping[str, Any]) -> Table:
         Column("by the strategy's law", "law_bytes"),
     ]
     rows = []
-    for kind, count in memory["by_kind"].items():
-        count = count if known else None
-        share = units.share_of(count, peak)
+    for kind, part in kinds.items():
+        count, share = part["bytes"], part["share"]
         rows.append(
             [
                 kind,
@@ -82,12 +80,12 @@ def _kinds(summary: Mapping[str, Any]) -> Table:
     return Table("memory", caption, columns, rows, total=frozenset({len(rows) - 1}))
 
 
-def _growth(summary: Mapping[str, Any]) -> Paragraph:
+def _growth(summary: Mapping[str, Any], *, grows: bool) -> Paragraph:
     memory = summary["memory"]
     growth, spread = memory["growth_bytes_per_step"], memory["growth_ci95"]
     if growth is None:
         return Paragraph(f"Whether it grows is not known: {why(summary, 'memory.growth_bytes_per_step')}.", "note")
-    if spread is not None and spread[0] > 0:
+    if grows:
         made = f", most of it made in {memory['growth_by']}" if memory["growth_by"] else ""
         bounds = f"[{units.size(spread[0])}, {units.size(spread[1])}]"
         return Paragraph(
@@ -128,8 +126,7 @@ def _other(summary: Mapping[str, Any]) -> Table:
     return Table("memory-process", "Beside the tensors, worst rank", columns, rows)
 
 
-def _ranks(rows: Sequence[Mapping[str, Any]]) -> Table:
-    order = sorted(rows, key=lambda row: -(row["peak_bytes"] or 0))[:RANKS_SHOWN]
+def _ranks(rows: Sequence[Mapping[str, Any]], of: int) -> Table:
     names = ("peak_bytes", "parameters", "gradients", "optimizer", "rss_peak_bytes")
     titles = ("peak", "parameters", "gradients", "optimizer", "resident, peak")
     columns = [
@@ -141,11 +138,7 @@ def _ranks(rows: Sequence[Mapping[str, Any]]) -> Table:
     ]
     cells = [
         [Number(str(row["rank"]), row["rank"]), *(Number(units.size(row[name]), row[name]) for name in names)]
-        for row in order
+        for row in rows
     ]
-    shown = (
-        "Ranks by their peak"
-        if len(order) == len(rows)
-        else f"The {len(order)} of {len(rows):,} ranks with the highest peak"
-    )
+    shown = "Ranks by their peak" if len(rows) == of else f"The {len(rows)} of {of:,} ranks with the highest peak"
     return Table("memory-ranks", f"{shown}; parameters, gradients and optimizer are model state", columns, cells)
