@@ -11,7 +11,7 @@ override PY := $(VENV)/bin/python
 override SOURCES := $(shell find launch models data profiles reports -name '*.py' -o -name '*.toml' -o -name '*.csv' -o -name 'page.*' -o -name 'plotly-*' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean verdict-score diagnosis-score compare report diagnose
+.PHONY: help install run sweep test check format faults truth bench test-gpu tensorboard clean verdict-score verify-score diagnosis-score compare report diagnose
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-13s %s\n' "$$t" "$$d"; done
@@ -69,6 +69,9 @@ bench: install ## measure the strategies against DDP, our loop and loader agains
 
 verdict-score: install ## make 20 like runs (8 minutes at most), and count how often verdicts between them are wrong
 	@$(PY) -m tests.verdict_score
+
+verify-score: install ## verify a change that changes nothing, ten times for real (15 minutes), and count what is called an improvement
+	@$(PY) -m tests.verdict_score.nothing
 
 diagnosis-score: install ## run every built-in fault with seeds that no threshold was set on, and count right diagnoses (an hour at most a call)
 	@$(PY) -m tests.diagnosis_score

@@ -1,10 +1,11 @@
-"""The summary of a run and the report that is made of it."""
+"""The summary of a run, its diagnosis, and the report that is made of both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from ..profiles.analysis.diagnosis.diagnose import write_diagnosis
 from ..profiles.analysis.load import load_run
 from ..profiles.analysis.prices import Given
 from ..profiles.analysis.summary import write_summary
@@ -16,10 +17,11 @@ from ..reports.page.write import write_run_report, write_sweep_report
 
 
 def summarise_and_report(folder: RunFolder, given: Given | None = None) -> dict[str, Any]:
-    """Write the summary, at the prices `given` if any, and the report of `folder`; returns the summary. Raises
-    OutputError, and ValueError for what is no run folder."""
+    """Write the summary, at the prices `given` if any, the diagnosis and the report of `folder`; returns the summary.
+    Raises OutputError, and ValueError for what is no run folder."""
     run = load_run(folder)
     summary = write_summary(folder, given, run=run)
+    write_diagnosis(folder, run, summary)
     write_run_report(folder, run, summary)
     return summary
 
@@ -43,6 +45,7 @@ def report_after(folder: RunFolder, say: Callable[[str], None]) -> tuple[dict[st
     run = load_run(folder)
     summary = write_summary(folder, run=run)
     try:
+        write_diagnosis(folder, run, summary)
         write_run_report(folder, run, summary)
     except OutputError as error:
         say(f"the report could not be written: {error}")

@@ -50,7 +50,14 @@ def scored(found: list[Made]) -> list[Line]:
             f"like runs, as many a side as asked for (median {middle:.0f}, most {high})",
             lambda draw: draw.sides(asked[draw.number]), logs,
         ),
-        _alike(f"like runs, {rounds} rounds of neighbours", None, logs, lambda draw: _rounds(draw, rounds, 0.0)),
+        _alike(
+            f"like runs, {rounds} rounds of neighbours", None, logs,
+            lambda draw: _rounds(draw, rounds) in ("higher", "lower"),
+        ),
+        _alike(
+            "the same, called an improvement (`diagnose --verify` of a change that does nothing)", None, logs,
+            lambda draw: _rounds(draw, rounds) == "lower",
+        ),
         _found(f"{MARGIN:.0%} slower, as many a side as asked for", lambda draw: draw.sides(asked[draw.number]), logs),
         _told(
             f"{MARGIN:.0%} slower, {PILOT} a side",
@@ -99,13 +106,13 @@ def _stored(draw: Draw) -> bool:
     return ratio_effect(held).word in ("higher", "lower")
 
 
-def _rounds(draw: Draw, rounds: int, effect: float) -> bool:
-    """Runs made one after the other, which of the two is B drawn by lot."""
+def _rounds(draw: Draw, rounds: int) -> str:
+    """The word on runs made one after the other, which of the two is B drawn by lot."""
     first = draw.generator.choice(len(draw.logs) // 2, rounds, replace=False) * 2
     swapped = draw.generator.integers(0, 2, rounds)
-    a, b = draw.logs[first + swapped], draw.logs[first + 1 - swapped] + effect
+    a, b = draw.logs[first + swapped], draw.logs[first + 1 - swapped]
     held = difference(a, b, rounds_a=range(rounds), rounds_b=range(rounds))
-    return ratio_effect(held).word in ("higher", "lower")
+    return ratio_effect(held).word
 
 
 def _looked_twice(draw: Draw) -> bool:

@@ -36,6 +36,11 @@ class Facts:
         return self.run.run_json["config"]
 
     @property
+    def own_loop(self) -> bool:
+        """The job runs under a loop of its own: options of `scalelab run` are no way to change it."""
+        return self.config.get("engine") == "own"
+
+    @property
     def device(self) -> str:
         return self.config["device"]
 
@@ -151,6 +156,8 @@ class Facts:
     def held(self) -> dict[str, np.ndarray] | None:
         """What each rank's batches held in each step, by name; None where a rank did not record it."""
         steps, each = self.run.complete_steps, self.config["grad_accumulation"]
+        if each is None:
+            return None
         rows: dict[str, list[np.ndarray]] = {}
         for rank in self.run.ranks:
             if rank.batches is None or len(rank.batches.elements) < each * len(steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,24 @@ def test_every_rule_has_a_case_and_a_scenario() -> None:
     assert set(CASES) == set(found) - ON_CUDA_ALONE
     assert set(found) <= {each.label for each in scenarios().values()}
     assert all(rule.label == name for name, rule in found.items())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_job_under_its_own_loop_is_told_what_to_change_in_it(name: str) -> None:
+    """Its batch sizes may be unknown, and options of `scalelab run` are of no use to it."""
+    run = CASES[name][0]()
+    unknown = ("micro_batch", "grad_accumulation", "global_batch", "checkpointing", "compile")
+    config = {
+        "strategy": "own", "launcher": "own", "device": "cpu", "nodes": 1, "model": "tiny", "probe": "on",
+        "engine": "own", "record_grad_norm": False, **dict.fromkeys(unknown),
+    }  # fmt: skip
+    ranks = tuple(replace(rank, batches=None) for rank in run.ranks)
+    own = replace(run, run_json={**run.run_json, "config": config}, ranks=ranks)
+    if name not in ("data_imbalance", "recompute", "precision_unused"):  # of these its records have no sign
+        assert label(own) == name
+    for finding in told(own)["findings"]:
+        assert not finding["next"]["options"]
+        assert "--" not in finding["next"]["says"]
 
 
 def test_a_run_without_a_cause_is_healthy() -> None:

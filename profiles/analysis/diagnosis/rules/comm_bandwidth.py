@@ -31,20 +31,29 @@ def find(facts: Facts) -> Answer:
                 values={"bus_bandwidth_share": share},
             )
         )
+    return Finding(
+        label="comm_bandwidth",
+        evidence=tuple(evidence),
+        remedy=_remedy(facts),
+        headroom=found.headroom,
+        removed=found.removed,
+    )
+
+
+def _remedy(facts: Facts) -> Remedy:
     config = facts.config
     words, options = "a faster wire between the ranks", {}
+    if facts.own_loop:
+        return Remedy(
+            says=f"{words}, or fewer bytes: gradients sent in bf16 (bf16_compress_hook of DDP), or several batches "
+            "under no_sync() for each reduction"
+        )
     if config.get("overlap") is False:
         words, options = "--overlap true reduces gradients while backward computes", {"overlap": True}
     elif config["grad_accumulation"] == 1 or config.get("accumulation_sync") == "each":
         words = f"{words}, or fewer bytes: --grad-accumulation, which sends once for several micro-batches"
         options = larger_batch(config, grad_accumulation=2 * config["grad_accumulation"])
-    return Finding(
-        label="comm_bandwidth",
-        evidence=tuple(evidence),
-        remedy=Remedy(says=f"{words}; --precision bf16-params halves what is sent", options=options),
-        headroom=found.headroom,
-        removed=found.removed,
-    )
+    return Remedy(says=f"{words}; --precision bf16-params halves what is sent", options=options)
 
 
 rule = Rule(label="comm_bandwidth", devices=("cpu", "cuda"), least_ranks=2, find=find)

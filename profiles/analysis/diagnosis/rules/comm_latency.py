@@ -17,8 +17,6 @@ def find(facts: Facts) -> Answer:
     if found.latency_share < facts.limits.latency_share:
         return None
     whole, share = found.headroom, found.latency_share
-    bucket = facts.config.get("bucket_mb")
-    small = bucket is not None and bucket < DEFAULT_BUCKET_MB
     evidence = (
         Evidence(
             says=f"{found.calls:.0f} collectives a step carry "
@@ -32,15 +30,24 @@ def find(facts: Facts) -> Answer:
     return Finding(
         label="comm_latency",
         evidence=evidence,
-        remedy=Remedy(
-            says=f"--bucket-mb {DEFAULT_BUCKET_MB:g} sends the same in fewer messages"
-            if small
-            else "fewer messages: fewer and larger blocks to gather, --grad-accumulation, or a strategy that sends "
-            "once",
-            options={"bucket_mb": DEFAULT_BUCKET_MB} if small else {},
-        ),
+        remedy=_remedy(facts),
         headroom=Headroom(seconds=whole.seconds * share, ci95=ci95, method=f"{whole.method}, times that share"),
         removed={phase: seconds * share for phase, seconds in found.removed.items()},
+    )
+
+
+def _remedy(facts: Facts) -> Remedy:
+    if facts.own_loop:
+        return Remedy(
+            says=f"fewer messages: bucket_cap_mb of DDP at {DEFAULT_BUCKET_MB:g} or more, larger units of FSDP, or "
+            "no_sync() while gradients accumulate"
+        )
+    bucket = facts.config.get("bucket_mb")
+    if bucket is not None and bucket < DEFAULT_BUCKET_MB:
+        says = f"--bucket-mb {DEFAULT_BUCKET_MB:g} sends the same in fewer messages"
+        return Remedy(says=says, options={"bucket_mb": DEFAULT_BUCKET_MB})
+    return Remedy(
+        says="fewer messages: fewer and larger blocks to gather, --grad-accumulation, or a strategy that sends once"
     )
 
 

@@ -44,6 +44,11 @@ def _share(facts: Facts, data: np.ndarray) -> str:
 
 def _remedy(facts: Facts) -> Remedy:
     config = facts.config
+    if facts.own_loop:
+        return Remedy(
+            says="more num_workers and a larger prefetch_factor of the DataLoader, decoding at the size that is read, "
+            "or a faster disk"
+        )
     own_loader = facts.run.run_json.get("data") is None
     if own_loader and not config.get("prefetch"):
         return Remedy(

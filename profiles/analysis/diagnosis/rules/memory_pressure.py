@@ -41,21 +41,31 @@ def find(facts: Facts) -> Answer:
         evidence.append(Evidence(says=f"{used:.0%} of the memory limit was in use", values={"memory_used_share": used}))
     if not evidence:
         return None
-    micro = facts.config["micro_batch"]
-    options = {"checkpointing": "full"} if facts.config["checkpointing"] == "none" else {}
-    smaller = f"--micro-batch {micro // 2} --grad-accumulation {2 * facts.config['grad_accumulation']}"
-    if micro % 2 == 0:  # halved and accumulated twice, the batch stays what it is
-        options = {"micro_batch": micro // 2, "grad_accumulation": 2 * facts.config["grad_accumulation"]}
     return Finding(
         label="memory_pressure",
         evidence=tuple(evidence),
-        remedy=Remedy(
-            says=f"{smaller if micro % 2 == 0 else '--checkpointing full'} needs less; so do a strategy that shards "
-            "more, fewer --workers, and a higher limit",
-            options=options,
-        ),
+        remedy=_remedy(facts),
         headroom=headroom,
         why_no_headroom="" if headroom else "memory close to its limit costs no time until it ends the run",
+    )
+
+
+def _remedy(facts: Facts) -> Remedy:
+    if facts.own_loop:
+        return Remedy(
+            says="a smaller batch with gradients accumulated, torch.utils.checkpoint around the blocks, a wrapper that "
+            "shards more (FSDP, ZeRO), fewer loader processes, or a higher limit"
+        )
+    micro, accumulation = facts.config["micro_batch"], facts.config["grad_accumulation"]
+    if micro % 2 == 0:  # halved and accumulated twice, the batch stays what it is
+        words = f"--micro-batch {micro // 2} --grad-accumulation {2 * accumulation}"
+        options = {"micro_batch": micro // 2, "grad_accumulation": 2 * accumulation}
+    else:
+        words = "--checkpointing full"
+        options = {"checkpointing": "full"} if facts.config["checkpointing"] == "none" else {}
+    return Remedy(
+        says=f"{words} needs less; so do a strategy that shards more, fewer --workers, and a higher limit",
+        options=options,
     )
 
 

@@ -19,26 +19,37 @@ def find(facts: Facts) -> Answer:
             values={"optimizer_seconds": seconds},
         )
     ]
-    if parameters:
+    if parameters and config["global_batch"]:
         evidence.append(
             Evidence(
                 says=f"{parameters / 1e6:.3g} M parameters for {config['global_batch']} samples a step",
                 values={"parameters": parameters, "global_batch": config["global_batch"]},
             )
         )
-    accumulation = config["grad_accumulation"]
-    zero = facts.world_size > 1 and config["strategy"] == "ddp"
-    options = {"strategy": "zero1"} if zero else larger_batch(config, grad_accumulation=2 * accumulation)
-    words = "--strategy zero1 updates a share of the parameters on each rank" if zero else (
-        f"--grad-accumulation {2 * accumulation} updates half as often for as many samples, with the learning "
-        f"rate scaled to the larger batch"
-    )  # fmt: skip
     return Finding(
         label="optimizer_bound",
         evidence=tuple(evidence),
-        remedy=Remedy(says=words, options=options),
+        remedy=_remedy(facts),
         headroom=facts.counterfactual("no_optimizer") or facts.headroom(removed),
         removed=removed,
+    )
+
+
+def _remedy(facts: Facts) -> Remedy:
+    config = facts.config
+    if facts.own_loop:
+        return Remedy(
+            says="accumulate gradients over more batches for each update, use the optimizer's fused form, or share the "
+            "update among the ranks (ZeroRedundancyOptimizer, FSDP)"
+        )
+    if facts.world_size > 1 and config["strategy"] == "ddp":
+        says = "--strategy zero1 updates a share of the parameters on each rank"
+        return Remedy(says=says, options={"strategy": "zero1"})
+    accumulation = 2 * config["grad_accumulation"]
+    return Remedy(
+        says=f"--grad-accumulation {accumulation} updates half as often for as many samples, with the learning rate "
+        "scaled to the larger batch",
+        options=larger_batch(config, grad_accumulation=accumulation),
     )
 
 
