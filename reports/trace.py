@@ -22,6 +22,10 @@ IDLE = (
     ("on_device_seconds", "launched, waiting on the device"),
     ("unknown_seconds", "launch not in the trace"),
 )
+OF_NOT_LAUNCHED = (
+    ("loading_seconds", "of it, while the host loaded data"),
+    ("after_sync_seconds", "of it, after the host had waited for the device"),
+)
 SHOWN = 5
 RANKS_SHOWN = 4
 
@@ -64,9 +68,9 @@ def _devices(row: Mapping[str, Any], device: Mapping[str, Any]) -> Table:
         for name, words in IDLE:
             if device["idle"][name]:
                 table.add_row(f"  {words}", f"{device['idle'][name] * 1e3:.1f}", f"{device['idle'][name] / span:.1%}")
-        if device["idle"]["loading_seconds"]:
-            loading = device["idle"]["loading_seconds"]
-            table.add_row("    while the host loaded data", f"{loading * 1e3:.1f}", f"{loading / span:.1%}")
+        for name, words in OF_NOT_LAUNCHED:
+            if seconds := device["idle"].get(name):
+                table.add_row(f"    {words}", f"{seconds * 1e3:.1f}", f"{seconds / span:.1%}")
     table.add_section()
     table.add_row("span", f"{device['span_seconds'] * 1e3:.1f}", "100.0%")
     overlapped = device["overlapped_communication_seconds"]

@@ -9,7 +9,8 @@ import numpy as np
 
 from .breakdown import Breakdown
 from .events import ON_DEVICE, Kind, Trace
-from .intervals import common, length, union
+from .intervals import common, length, union, without
+from .syncs import blocking_calls
 from .window import launches
 
 LOADER = r"enumerate\(DataLoader\)"
@@ -20,13 +21,15 @@ class Idle:
     """Parts of a device's idle time in nanoseconds, which sum to it.
 
     `not_launched`: what came next had not been launched, nor its launch begun; of that `loading` while the host was in
-    a DataLoader (None where the trace shows none). `launching`: from the begin of the launch to that of the work, which
+    a DataLoader (None where the trace shows none), and `after_sync`, none of it loading, where the device ran empty while
+    the host waited for it: without that wait the host would have been ahead. `launching`: from the begin of the launch to that of the work, which
     is a few microseconds at least. `on_device`: what came next had been launched before. `unknown`: its launch is not
     in the trace. `gaps` counts the idle intervals.
     """
 
     not_launched: int
     loading: int | None
+    after_sync: int
     launching: int
     on_device: int
     unknown: int
@@ -51,12 +54,12 @@ def why_idle(trace: Trace, of: Breakdown) -> Idle | None:
     late = np.where(known & ~before, np.clip(launch_begin, begin, end), begin)
     waiting = union(begin[known & ~before], late[known & ~before])
     loaders = np.concatenate((trace.named(Kind.ANNOTATION, LOADER), trace.named(Kind.OPERATOR, LOADER)))
-    loading = None
-    if len(loaders):
-        loading = length(common(waiting, union(trace.begin[loaders], trace.end[loaders])))
+    in_loaders = union(trace.begin[loaders], trace.end[loaders])
+    waited = known & ~before & _within(begin, blocking_calls(trace), trace)
     found = Idle(
         not_launched=length(waiting),
-        loading=loading,
+        loading=length(common(waiting, in_loaders)) if len(loaders) else None,
+        after_sync=length(without(union(begin[waited], late[waited]), in_loaders)),
         launching=int((end - late)[known & ~before].sum()),
         on_device=int((end - begin)[before].sum()),
         unknown=int((end - begin)[~known].sum()),
@@ -64,6 +67,15 @@ def why_idle(trace: Trace, of: Breakdown) -> Idle | None:
     )
     assert found.not_launched + found.launching + found.on_device + found.unknown == length(gaps)
     return found
+
+
+def _within(times: np.ndarray, events: np.ndarray, trace: Trace) -> np.ndarray:
+    """Which of `times` lie in one of `events`, their ends included."""
+    spans = union(trace.begin[events], trace.end[events] + 1)
+    if not len(spans):
+        return np.zeros(len(times), dtype=bool)
+    last = np.searchsorted(spans[:, 0], times, side="right") - 1
+    return (last >= 0) & (times < spans[last, 1])
 
 
 def launch_delays_ns(trace: Trace, of: Breakdown, chosen: np.ndarray) -> np.ndarray:

@@ -78,6 +78,7 @@ def _device(trace: Trace, of: Breakdown, chosen: np.ndarray) -> dict[str, Any]:
             "gaps": idle.gaps,
             "not_launched_seconds": idle.not_launched / 1e9,
             "loading_seconds": _seconds(idle.loading),
+            "after_sync_seconds": idle.after_sync / 1e9,
             "launching_seconds": idle.launching / 1e9,
             "on_device_seconds": idle.on_device / 1e9,
             "unknown_seconds": idle.unknown / 1e9,

@@ -41,10 +41,9 @@ class Sync:
 
 def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
     """Every kind of wait among the events where `chosen` is true, that which took longest first."""
-    calls = trace.named(Kind.RUNTIME, _SYNC_CALLS)
     pageable = _pageable_calls(trace)
     on_device = bool(len(trace.of(Kind.KERNEL, Kind.MEMCPY)))
-    waits = np.union1d(calls, pageable)
+    waits = blocking_calls(trace)
     if not on_device:
         waits = trace.named(Kind.OPERATOR, SYNC_OPERATORS)
     waits = waits[chosen[waits]]
@@ -73,6 +72,11 @@ def host_syncs(trace: Trace, chosen: np.ndarray) -> list[Sync]:
         for (call, operator, source), each in found.items()
     ]
     return sorted(syncs, key=lambda sync: (-(sync.blocked_ns or 0), -sync.count))
+
+
+def blocking_calls(trace: Trace) -> np.ndarray:
+    """Indices of the calls in which the host waits for the device."""
+    return np.union1d(trace.named(Kind.RUNTIME, _SYNC_CALLS), _pageable_calls(trace))
 
 
 def _around(trace: Trace, frames: np.ndarray, waits: np.ndarray) -> np.ndarray:

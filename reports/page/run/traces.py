@@ -25,7 +25,8 @@ IDLE = {
     "launching_seconds": "being launched",
     "on_device_seconds": "launched, waiting on the device",
     "unknown_seconds": "launch not in the trace",
-    "loading_seconds": "of it, while the host loaded data",
+    "loading_seconds": "of what was not launched, while the host loaded data",
+    "after_sync_seconds": "of what was not launched, after the host had waited for the device",
 }
 
 

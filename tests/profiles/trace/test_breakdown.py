@@ -56,6 +56,26 @@ def test_a_device_is_idle_for_want_of_work_or_for_other_work(tmp_path: Path) -> 
     assert device["launch_delay_seconds"]["median"] == pytest.approx(5e-6)
 
 
+def test_idle_time_after_the_host_had_waited_is_told_apart(tmp_path: Path) -> None:
+    """Where the device ran empty during the wait; not where the host was merely slow, nor where it had gone on before,
+    nor what it then spent loading."""
+    sync = "cudaStreamSynchronize"
+    events = [
+        *launched("a", (0, 2), (5, 20), 1),
+        event(sync, 6, 21, "cuda_runtime"),
+        *launched("b", (25, 27), (30, 40), 2),
+        *launched("c", (50, 51), (55, 60), 3),
+        event(sync, 56, 58, "cuda_runtime"),
+        *launched("d", (62, 63), (65, 70), 4),
+        event(sync, 66, 71, "cuda_runtime"),
+        event("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__", 72, 78, "user_annotation"),
+        *launched("e", (80, 81), (82, 90), 5),
+    ]
+    (device,) = said_by(read_trace(write_trace(tmp_path / "t.json", events)))["devices"]
+    names = ("not_launched", "loading", "after_sync")
+    assert microseconds(device["idle"], *names) == [5 + 10 + 2 + 10, 6, 5 + 4]
+
+
 def test_a_host_without_a_device_computes_in_operators_and_not_in_what_wraps_them(tmp_path: Path) -> None:
     """A wrapper that waits inside for gloo is not taken for computing."""
     events = [
