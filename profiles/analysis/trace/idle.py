@@ -21,10 +21,10 @@ class Idle:
     """Parts of a device's idle time in nanoseconds, which sum to it.
 
     `not_launched`: what came next had not been launched, nor its launch begun; of that `loading` while the host was in
-    a DataLoader (None where the trace shows none), and `after_sync`, none of it loading, where the device ran empty while
-    the host waited for it: without that wait the host would have been ahead. `launching`: from the begin of the launch to that of the work, which
-    is a few microseconds at least. `on_device`: what came next had been launched before. `unknown`: its launch is not
-    in the trace. `gaps` counts the idle intervals.
+    a DataLoader (None where the trace shows none), and `after_sync`, none of it loading, where the device ran empty
+    while the host waited for it: without that wait the host would have been ahead. `launching`: from the begin of the
+    launch to that of the work, which is a few microseconds at least. `on_device`: what came next had been launched
+    before. `unknown`: its launch is not in the trace. `gaps` counts the idle intervals.
     """
 
     not_launched: int

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from scalelab.launch.scenarios import scenarios
+from scalelab.profiles.analysis.diagnosis.diagnose import diagnose
 from scalelab.profiles.analysis.diagnosis.rules import rules
 from scalelab.profiles.analysis.load import Run
+from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.records import EventRecord
 from scalelab.profiles.used import BatchesRecord, CountedShapes, FlopsRecord, MemoryStepRecord
 
@@ -152,6 +154,35 @@ def test_a_job_under_its_own_loop_is_told_what_to_change_in_it(name: str) -> Non
     for finding in told(own)["findings"]:
         assert not finding["next"]["options"]
         assert "--" not in finding["next"]["says"]
+
+
+def on_device(h2d: float = 0.0, **idle: float) -> dict[str, Any]:
+    """The diagnosis of a run on one GPU whose batches take so long to copy, and whose trace of five steps shows so much
+    idle time a step."""
+    run = made(ranks=1, config={"device": "cuda", "pin": False}, extra=late(None, "h2d", h2d))
+    names = ("not_launched", "launching", "loading", "after_sync", "on_device", "unknown")
+    device = {
+        "compute_seconds": 0.3, "exposed_communication_seconds": 0.0, "exposed_copies_seconds": 0.0,
+        "idle": {f"{name}_seconds": 5 * idle.get(name, 0.0) for name in names},
+        "launch_delay_seconds": {"median": 6e-6, "p90": 9e-6},
+    }  # fmt: skip
+    row = {"unusable": None, "steps": [{"seconds": WHOLE}] * 5, "devices": [device]}
+    return diagnose(run, {**summarise(run), "trace": {"per_rank": [row]}})
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("h2d_bound", {"h2d": 0.05}),
+        ("launch_bound", {"not_launched": 0.04}),
+        ("host_sync", {"not_launched": 0.04, "after_sync": 0.03}),
+    ],
+)
+def test_what_holds_a_device_up_is_named_by_its_phase_or_its_trace(name: str, cause: dict[str, float]) -> None:
+    """Idle time that follows a wait of the host is the wait's, and no other's; a tenth of it is no verdict."""
+    assert on_device(**cause)["verdict"]["label"] == name
+    little = on_device(**{key: value / 10 for key, value in cause.items()})
+    assert not any(row["counts"] for row in little["findings"])
 
 
 def test_a_run_without_a_cause_is_healthy() -> None:
