@@ -11,8 +11,6 @@ from pathlib import Path
 
 from ._contract import Scenario
 
-SUBJECT = Path(__file__).with_name("_subject.py")
-
 
 @functools.cache
 def scenarios() -> dict[str, Scenario]:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 
 import pytest
+from scalelab.launch.scenarios._wire import ADDRESSES, why_not
+from scalelab.launch.scenarios._wire import two_hosts as wired
 
-ADDRESSES = ("10.211.7.1", "10.211.7.2")
-
-
-def why_not() -> str | None:
-    """Why namespaces cannot be had here; None if they can."""
-    if os.geteuid() != 0:
-        return "needs root, to make network namespaces"
-    if shutil.which("ip") is None:
-        return "needs ip (iproute2)"
-    made = subprocess.run(["ip", "netns", "add", f"probe-{os.getpid()}"], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespace can be made: {made.stderr.strip()}"
-    _ip("netns", "del", f"probe-{os.getpid()}")
-    return None
+__all__ = ["ADDRESSES", "cut", "limit", "on", "two_hosts", "why_not"]
 
 
 @contextlib.contextmanager
@@ -31,19 +18,8 @@ def two_hosts() -> Iterator[tuple[str, str]]:
     """The names of two namespaces whose addresses are `ADDRESSES`; skips by name where there can be none."""
     if (reason := why_not()) is not None:
         pytest.skip(reason)
-    names = (f"lab-a-{os.getpid()}", f"lab-b-{os.getpid()}")
-    try:
-        for name in names:
-            _ip("netns", "add", name)
-        _ip("link", "add", "wire0", "netns", names[0], "type", "veth", "peer", "name", "wire1", "netns", names[1])
-        for index, name in enumerate(names):
-            _ip("-n", name, "addr", "add", f"{ADDRESSES[index]}/24", "dev", f"wire{index}")
-            _ip("-n", name, "link", "set", f"wire{index}", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    with wired(None) as ((*_, first), (*_, second)):
+        yield first, second
 
 
 def limit(names: Sequence[str], megabits: int) -> None:
