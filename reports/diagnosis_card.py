@@ -34,6 +34,16 @@ def diagnosis_card(diagnosis: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def verdict_line(diagnosis: Mapping[str, Any]) -> str:
+    """The verdict and what to do, in one line."""
+    verdict = diagnosis["verdict"]
+    first = next((row for row in diagnosis["findings"] if row["counts"]), None)
+    if first is None:
+        return f"diagnosis: {verdict['label']}: {verdict['says']}"
+    share = "" if not verdict["severity_share"] else f", {verdict['severity_share']:.0%} of the step"
+    return f"diagnosis: {verdict['label']}{share}; next: {first['next']['says']}"
+
+
 def _verdict(verdict: Mapping[str, Any]) -> Text:
     text = Text.assemble(("Verdict  ", "bold"), (verdict["label"], _STYLES.get(verdict["label"], "bold red")))
     share = verdict["severity_share"]

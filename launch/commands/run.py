@@ -67,10 +67,21 @@ def _run(plan: Plan, argv: Sequence[str], given: Sequence[str], *, as_json: bool
             _say(line)
         return status["exit_code"]
     if not as_json:
+        if plan.config.node_rank == 0 and reported:
+            _tell(plain(_verdict(folder)))
         _tell(f"run folder: {folder.path}")
         if plan.config.node_rank == 0 and reported:
             _tell(f"report: {folder.path / 'report.html'}")
     return Exit.OK if reported else Exit.SOME_FAILED
+
+
+def _verdict(folder: RunFolder) -> str:
+    from ...profiles.analysis.diagnosis.diagnose import FILE
+    from ...reports.diagnosis_card import verdict_line
+
+    found = folder.read(FILE)
+    assert found is not None, "a report that was written has a diagnosis"
+    return verdict_line(found)
 
 
 def _trained(
