@@ -7,18 +7,23 @@ run folder holds no such None.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from . import strategies
 from .errors import ConfigError
 from .options import PlainText, option
+from .text import redacted_value
 from .validation import unknown, validated
 
+# Holds options of the user's model for the ranks, secrets among them, which are in no file.
+OPTIONS_VARIABLE = "SCALELAB_MODEL_OPTION"
 _TARGET = re.compile(r"(?P<metric>[a-z_][a-z0-9_]*)>=(?P<value>[-+0-9.eE]+)")
 _SKIP = re.compile(r"skip:(?P<budget>[0-9]{1,9})", re.ASCII)
 
@@ -234,6 +239,17 @@ def parse_rendezvous(text: str) -> tuple[str, int] | None:
     if match is None or not 0 < int(match["port"]) < 65536:
         return None
     return match["v6"] or match["host"], int(match["port"])
+
+
+def shown(config: RunConfig) -> dict[str, Any]:
+    """`config` as files have it: options of the user's model without secrets."""
+    return {**config.model_dump(), "model_option": redacted_value("model_option", config.model_option)}
+
+
+def as_given(recorded: Mapping[str, Any]) -> RunConfig:
+    """The config that `shown` recorded, with what it hid: ranks have that from their launcher's environment alone."""
+    given = os.environ.get(OPTIONS_VARIABLE)
+    return RunConfig(**{**recorded, **({} if given is None else {"model_option": orjson.loads(given)})})
 
 
 def is_user_model(model: str | None) -> bool:

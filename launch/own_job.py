@@ -17,7 +17,7 @@ from ..profiles.storage import OutputError
 from . import calibrations, environment
 from .assemble import describe_device
 from .ranks import Rank
-from .text import redacted
+from .text import redacted_argument
 
 
 def own_rank() -> Rank:
@@ -60,7 +60,7 @@ def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device:
         "schema": SCHEMA,
         "run_id": folder.run_id,
         "name": name,
-        "command": [redacted(argument) for argument in sys.argv],
+        "command": [redacted_argument(argument) for argument in sys.argv],
         "config": {
             "strategy": "own",
             "engine": "own",

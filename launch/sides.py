@@ -45,7 +45,9 @@ def find_side(letter: str, text: str) -> Side:
             left_out.update(_without_folder(*cell))
     if not runs:
         raise ConfigError([f"{letter}: {text}: no run there can be compared", *left_out.values()], hint=HINT)
-    twice = sorted({run.name for run in runs if [other.path for other in runs].count(run.path) > 1})
+    # A copied folder is the same run.
+    ids = [run.run_id for run in runs]
+    twice = sorted({run.name for run in runs if ids.count(run.run_id) > 1})
     if twice:
         raise ConfigError(f"{letter}: {', '.join(twice)} is given twice; a run is no repeat of itself", hint=HINT)
     cell = cells.pop() if len(cells) == 1 else None

@@ -28,6 +28,7 @@ def all_plain(value: Any) -> Any:
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 _USER_IN_ADDRESS = re.compile(r"(?<=://)([^\s@/]*|[^\s@/]+:[^\s@]+)@")
 _SECRET_IN_QUERY = re.compile(r"(?<=[?&])([\w-]*(?:key|token|secret|passw|auth|sig)[\w-]*=)[^&\s'\"]+", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+0-9.,eE]*|true|false|null|None")
 # Shorter values stand in ordinary text by chance.
 _SECRET_CHARACTERS = 8
 HIDDEN = "[hidden]"
@@ -46,7 +47,16 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 def redacted_argument(argument: str) -> str:
     """A word of a command line, without secrets, nor the value of an option that is named like one."""
-    head, sign, _ = argument.rpartition("=")
-    if sign and _SECRET_NAME.search(head):
-        return f"{head}={HIDDEN}"
-    return redacted(argument)
+    head, sign, value = argument.rpartition("=")
+    return f"{head}={redacted_value(head, value)}" if sign else redacted(argument)
+
+
+def redacted_value(name: str, value: Any) -> Any:
+    """A value, without secrets; nothing of a text that is named like one. Numbers are shown: `tokens` is no secret."""
+    if isinstance(value, Mapping):
+        return {key: redacted_value(str(key), each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [redacted_value(name, each) for each in value]
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if _SECRET_NAME.search(name) and not _NUMBER.fullmatch(value) else redacted(value)

@@ -24,7 +24,7 @@ from .sweep.matrix import Planned, decided_by, planned
 from .sweep.opening import opened
 from .sweep.order import interleaved
 from .sweep.runner import Outcome, run_sweep
-from .text import plain
+from .text import HIDDEN, plain
 
 Facts = Mapping[str, Any]
 AS_IS, CHANGED = "as-is", "changed"
@@ -84,6 +84,12 @@ def sides(facts: Facts, change: Change, steps: int | None, devices: Devices) -> 
             f"this run had ranks on {config['nodes']} hosts, which cannot be started from here",
             hint=f"run it as it is and with {words(change.options)} by the same command on each host, a few times in "
             "turn, and hold both against each other: scalelab compare",
+        )
+    if hidden := [name for name, value in (config.get("model_option") or {}).items() if HIDDEN in str(value)]:
+        raise ConfigError(
+            f"the run's folder does not have the value of --model-option {', '.join(hidden)}, which is kept in no file",
+            hint=f"run it as it is and with {words(change.options)} by hand, a few times in turn, and hold both "
+            "against each other: scalelab compare",
         )
     given = _given(config, facts["world_size"], devices)
     # Each side has what comes every N steps at least twice.

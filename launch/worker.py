@@ -36,7 +36,7 @@ from . import efficiency, recompute, strategies
 from .afterwards import afterwards
 from .assemble import Job, Saver, ended, events_of, prepare_determinism, start_record
 from .build import build, fingerprint, shape_of
-from .config import RunConfig, is_user_model
+from .config import RunConfig, as_given, is_user_model
 from .environment import boot_id
 from .errors import Exit, NumericError
 from .failure import AtHand, write_failure
@@ -72,7 +72,7 @@ def run_rank(folder: RunFolder, rank: Rank) -> Exit:
 def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tuple[str, Exit]:
     """The rank's state at its end, and the exit code that the run should have."""
     run_json = folder.read("run.json")
-    config = RunConfig(**run_json["config"])
+    config = as_given(run_json["config"])
     setting = Setting(**run_json["setting"])
     torch.set_num_threads(run_json["threads_per_rank"])
     prepare_determinism(config)

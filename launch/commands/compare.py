@@ -97,7 +97,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _refuse(a: Side, b: Side, allowed: set[str]) -> None:
     """Raise ConfigError for the same run on both sides, and for sides that differ in what they must share."""
-    if both := sorted({run.name for run in a.runs if run.path in {other.path for other in b.runs}}):
+    ids = {run.run_id for run in b.runs}
+    if both := sorted({run.name for run in a.runs if run.run_id in ids}):
         raise ConfigError(f"{', '.join(both)} is on both sides", hint="a run belongs to one side")
     found = {word: fields for word, fields in unlike(a.runs[0], b.runs[0]).items() if word not in allowed}
     problems = [

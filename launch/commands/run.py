@@ -14,7 +14,7 @@ from ...profiles.records import SCHEMA
 from ...profiles.runfolder import RunFolder
 from ...reports.steady import Steady
 from .. import calibrations, devices, environment, strategies
-from ..config import RunConfig, build, is_user_model, name_of, parse_target
+from ..config import RunConfig, build, is_user_model, name_of, parse_target, shown
 from ..errors import Exit
 from ..explain import explanation
 from ..options import Options
@@ -139,7 +139,7 @@ def run_json_of(
         "name": name_of(plan.config),
         "command": ["scalelab", "run", *map(redacted_argument, argv)],
         "given": list(given),
-        "config": plan.config.model_dump(),
+        "config": shown(plan.config),
         "setting": asdict(plan.setting),
         "precision": asdict(PRECISIONS[plan.config.precision]),
         "target": None if target is None else {"metric": target[0], "value": target[1]},

@@ -14,6 +14,7 @@ from typing import Protocol
 import orjson
 
 from ...profiles.runfolder import RunFolder
+from ..config import OPTIONS_VARIABLE
 from ..plan import Plan
 from ..ranks import FIRST_RANK_VARIABLE
 from .parent import PARENT_VARIABLE
@@ -101,4 +102,5 @@ def _environment(plan: Plan) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         FIRST_RANK_VARIABLE: str(plan.local_ranks.start),
         PARENT_VARIABLE: str(os.getpid()),
+        OPTIONS_VARIABLE: orjson.dumps(plan.config.model_option).decode(),
     }

@@ -22,6 +22,7 @@ from ..environment import versions
 from ..errors import ConfigError, PreflightError
 from ..plan import Plan
 from ..ranks import SHARED_VARIABLE, STORE_VARIABLE
+from ..text import redacted_value
 from .hosts import Hosts
 from .wire import MAX_BYTES, Wire, WireError, free_port, listen
 
@@ -159,7 +160,8 @@ def _unlike(plan: Plan, node: int, hello: Mapping[str, Any], data: str | None) -
     for name, value in ours.items():
         if name not in OWN and theirs.get(name) != value:
             option = "--" + name.replace("_", "-")
-            return f"{option} is {value!r} on host 0 but {theirs.get(name)!r} on host {node}: give the same command"
+            here, there = (redacted_value(name, each) for each in (value, theirs.get(name)))
+            return f"{option} is {here!r} on host 0 but {there!r} on host {node}: give the same command"
     # A user's file may lie elsewhere on each host.
     if Path(str(ours["model"])).name != Path(str(theirs.get("model"))).name:
         return f"--model is {ours['model']!r} on host 0 but {theirs.get('model')!r} on host {node}: give the same"

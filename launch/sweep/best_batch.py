@@ -123,17 +123,27 @@ def fitted(
     """`cells` with the largest micro-batch that fits each, those for which none does refused. Trials that an earlier
     call has made count, and a cell keeps the batch of the runs that are there of it. A cell that a trial failed in for
     another reason has an `error`, and a failed attempt.
-    After a signal, the cells that are left stay as they are.
+    After a signal, the cells that are left stay as they are, or as their runs have them.
 
     Raises OutputError when the folder cannot be written.
     """
     found = []
     for each in cells:
-        if each.cell.refused is None and not interrupts.count:
-            found.append(_fitted(_Trials(folder, each, display, interrupts, make), devices, most))
+        if each.cell.refused is not None:
+            found.append(each)
+            continue
+        trials = _Trials(folder, each, display, interrupts, make)
+        if not interrupts.count:
+            found.append(_fitted(trials, devices, most))
+        elif (kept := trials.kept()) is not None and kept.micro_batch is not None:
+            found.append(_of_batch(each, kept.micro_batch, devices))
         else:
             found.append(each)
     return found
+
+
+def _of_batch(each: Planned, micro_batch: int, devices: Devices) -> Planned:
+    return planned(each.cell.name, {**each.given, "micro_batch": micro_batch}, devices, gated=False)
 
 
 def _fitted(trials: _Trials, devices: Devices, most: int | None) -> Planned:
@@ -153,7 +163,7 @@ def _fitted(trials: _Trials, devices: Devices, most: int | None) -> Planned:
         return replace(each, cell=each.cell.model_copy(update={"refused": f"no micro-batch fits: {result.why}"}))
     trials.display.say(f"{name}: micro-batch {result.micro_batch} fits; {result.why}")
     trials.keep(Fitted(cell=name, micro_batch=result.micro_batch, why=result.why))
-    return planned(name, {**each.given, "micro_batch": result.micro_batch}, devices, gated=False)
+    return _of_batch(each, result.micro_batch, devices)
 
 
 class _Trials:

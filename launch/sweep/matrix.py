@@ -14,9 +14,9 @@ import orjson
 from ...data.manifest import MANIFEST_NAME
 from ...models.contract import source_sha256
 from ...profiles.sweepfolder import Cell
-from ..config import RunConfig, build
+from ..config import RunConfig, build, shown
 from ..devices import Devices
-from ..environment import versions
+from ..environment import available_cores, versions
 from ..errors import ConfigError, PreflightError, ScalelabError
 from ..plan import DEFAULT_CPU_RANKS, resolve
 from .fairness import recorded, shared_batch
@@ -77,7 +77,7 @@ def decided_by(cells: Sequence[Planned], devices: Devices, **more: Any) -> str:
         ),
         "trained": _trained(cells),
         **more,
-        "device": [devices.kind, devices.name],
+        "device": [devices.kind, devices.name, available_cores()],
         "versions": versions(),
     }
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()[:10]
@@ -117,7 +117,10 @@ def planned(name: str, given: dict[str, Any], devices: Devices, *, gated: bool) 
     error = None
     try:
         config = resolve(asked, devices).config
-    except (ConfigError, PreflightError) as refusal:
+    except PreflightError as refusal:
+        # What it would be where what is lacking is there: once it is, the sweep is still this one.
+        config, error = resolve(asked, devices, dry_run=True).config, refusal
+    except ConfigError as refusal:
         config, error = asked, refusal
     cell = Cell(
         name=name,
@@ -127,7 +130,7 @@ def planned(name: str, given: dict[str, Any], devices: Devices, *, gated: bool) 
         micro_batch=config.micro_batch,
         grad_accumulation=config.grad_accumulation,
         global_batch=config.global_batch,
-        config=config.model_dump(),
+        config=shown(config),
         refused=None if error is None else _words(error),
         gated=gated and config.probe == "on",
     )

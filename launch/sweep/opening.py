@@ -78,14 +78,20 @@ def _continued(folder: SweepFolder, plan: SweepPlan, say: Callable[[str], None])
     attempts, unreadable = folder.attempts()
     if unreadable:
         say(f"note: {unreadable} line(s) of attempts.jsonl cannot be read and do not count")
+    created, cells = plan.created_utc, plan.cells
     try:
-        created = folder.plan().created_utc
+        earlier = folder.plan()
     except SchemaError:
         raise
     except ValueError as error:
         say(f"note: {error}; it is written anew")
-        created = plan.created_utc
+    else:
+        created = earlier.created_utc
+        if plan.best_batch:
+            # The batches that were found stay written until they are found again: runs of them are there.
+            found = {cell.name: cell for cell in earlier.cells if cell.refused is None}
+            cells = [cell if cell.refused is not None else found.get(cell.name, cell) for cell in plan.cells]
     repeats = max([plan.repeats, *(repeat for _, repeat in attempts)])
     runnable = [cell.name for cell in plan.cells if cell.refused is None]
     order = interleaved(runnable, repeats, plan.seed)
-    return plan.model_copy(update={"created_utc": created, "repeats": repeats, "order": order})
+    return plan.model_copy(update={"created_utc": created, "cells": cells, "repeats": repeats, "order": order})

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Facts = Mapping[str, Any]
 # Options that say where a run goes and what it is called, not what it does.
 PLACES = ("out", "name", "data", "rendezvous", "rendezvous_timeout", "node_rank", "hang_seconds", "grace")
+PLACING = ("SLURM_", "CUDA_VISIBLE_DEVICES")
 DTYPES = ("param", "compute", "grad", "reduce", "master")
 
 
@@ -75,8 +76,6 @@ def differences(a: ComparedRun, b: ComparedRun) -> dict[str, tuple[Any, Any]]:
 def _about(run: ComparedRun) -> dict[str, Any]:
     skipped = (*PLACES, "gpus", "data")
     config = {name: value for name, value in run.facts["config"].items() if name not in skipped}
-    git = run.environment.get("git") or {}
-    versions = run.environment.get("versions") or {}
     return {
         **config,
         "world_size": run.facts["world_size"],
@@ -86,8 +85,17 @@ def _about(run: ComparedRun) -> dict[str, Any]:
         "host": run.environment.get("host"),
         "cores": run.environment.get("cores"),
         "source": run.summary["source"],
-        "git.commit": git.get("commit"),
-        **{f"versions.{name}": value for name, value in versions.items()},
+        **{f"git.{name}": value for name, value in (run.environment.get("git") or {}).items()},
+        **libraries(run.environment),
+    }
+
+
+def libraries(environment: Facts) -> dict[str, Any]:
+    """Versions, and the variables that libraries read; not those that say where a run was put."""
+    variables = environment.get("variables") or {}
+    return {
+        **{f"versions.{name}": value for name, value in (environment.get("versions") or {}).items()},
+        **{f"variables.{name}": value for name, value in variables.items() if not name.startswith(PLACING)},
     }
 
 

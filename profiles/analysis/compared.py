@@ -10,7 +10,7 @@ from typing import Any
 from ..calibration import RunSpread
 from ..runfolder import RunFolder, SchemaError
 from ..sweepfolder import Attempt, SweepFolder
-from .alike import PLACES
+from .alike import PLACES, libraries
 from .load import load_run
 from .parity import PARITY
 from .summary import summarise
@@ -41,6 +41,11 @@ class ComparedRun:
         return self.path.name
 
     @property
+    def run_id(self) -> str:
+        """The same in every copy of its folder."""
+        return self.facts.get("run_id") or self.path.name
+
+    @property
     def spread(self) -> tuple[RunSpread, str] | None:
         """How much like runs differed when the run's machine was calibrated, and the calibration's name and date."""
         found = self.facts.get("calibration") or {}
@@ -58,8 +63,10 @@ class ComparedRun:
             "world_size": self.facts["world_size"],
             "device_name": self.facts["device_name"],
             "cores": self.environment.get("cores"),
-            "data": (self.facts.get("data") or {}).get("manifest_sha256"),
+            "threads_per_rank": self.facts.get("threads_per_rank"),
+            "data": (self.facts.get("data") or {}).get("manifest_sha256") or self.facts["config"].get("data"),
             "model_sha256": self.facts.get("model_sha256"),
+            **libraries(self.environment),
         }
 
     @property

@@ -173,6 +173,10 @@ def _notes(a: Side, b: Side, effects: Mapping[str, Any], per: str) -> list[str]:
         notes.append("rankings of sharded strategies on CPU do not carry over to GPUs")
     if "imported" in {run.summary["source"] for side in (a, b) for run in side.runs}:
         notes.append("imported: steps under a profiler, which makes them longer")
+    for letter, side in (("A", a), ("B", b)):
+        states = {tuple(sorted((run.environment.get("git") or {}).items())) for run in side.runs}
+        if len(states) > 1:
+            notes.append(f"{letter}: its runs are of different states of scalelab's code")
     if min(len(a.runs), len(b.runs)) > 1 and apart_in_time(a.runs, b.runs):
         notes.append(
             "one side was made before the other: what changed on the machine in between looks like an effect; "

@@ -105,11 +105,12 @@ def _counted(found: tuple[list[float], list[float]]) -> Effect:
     """The effect between numbers that hardly vary: told by their ranges, apart by more than COUNTED_MARGIN or not."""
     a, b = (logarithms(side) for side in found)
     estimate = float(b.mean() - a.mean())
-    if max(a.max(), b.max()) - min(a.min(), b.min()) <= math.log1p(COUNTED_MARGIN):
+    margin = math.log1p(COUNTED_MARGIN)
+    if max(a.max(), b.max()) - min(a.min(), b.min()) <= margin:
         word = "no change"
-    elif b.min() - a.max() > 0:
+    elif b.min() - a.max() > margin:
         word = "higher"
-    elif a.min() - b.max() > 0:
+    elif a.min() - b.max() > margin:
         word = "lower"
     else:
         word = "cannot tell"

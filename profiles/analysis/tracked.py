@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .load import RankRecords, Run
+from .withheld import is_withheld
 
 
 def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +28,9 @@ def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
         rates = zip(first.steps.step.tolist(), first.steps.numbers["lr"].tolist(), strict=True)
         series["train/lr"] = [[step, times[step], rate] for step, rate in rates]
         steps = run.complete_steps
-        for name, seconds in (("step/seconds", run.step_seconds), *_phases(run)):
+        # Of a run that trained something else no figure of speed is told.
+        timed = () if is_withheld(run.status) else (("step/seconds", run.step_seconds), *_phases(run))
+        for name, seconds in timed:
             series[name] = _rows(steps, times, seconds)
         for event in first.events:
             for name, value in event.values.items():

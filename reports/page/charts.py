@@ -12,8 +12,9 @@ Series = Mapping[str, Any]
 
 
 def label(text: str) -> str:
-    """`text` as plotly shows it: as itself, not as markup, and at most 40 characters of it."""
-    short = text if len(text) <= 40 else f"{text[:39]}…"
+    """`text` as plotly shows it: as itself, not as markup, and at most 40 characters of it, its end among them: names of
+    a kind differ there as often as at their begin."""
+    short = text if len(text) <= 40 else f"{text[:19]}…{text[-20:]}"
     return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...runfolder import RunFolder
 from ..load import Run
+from ..withheld import is_withheld
 from .facts import Facts
 from .finding import CannotTell, Finding, Headroom
 from .rules import rules
@@ -58,6 +59,11 @@ def _unfit(run: Run, limits: Thresholds) -> CannotTell | None:
 
     if run.run_json.get("source") == "imported":
         return lack("records of steps: this folder was made from traces alone", "run it under scalelab run or a Probe")
+    if is_withheld(run.status):
+        return lack(
+            f"figures of speed, which are withheld: {run.status['cause']}",
+            "it once it trains what it should (docs/sweep.md)",
+        )
     if config.get("probe") == "off":
         return lack("phases of a step: the probe was off", "the same run with --probe on")
     if missing := sorted(set(range(run.run_json["world_size"])) - {rank.rank for rank in run.ranks if len(rank.steps)}):

@@ -49,8 +49,9 @@ def branches(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     return _shares(found, sum(found.values()), "flops")
 
 
-def losses(values: Sequence[float | None]) -> dict[str, Any]:
+def losses(values: Sequence[float | None] | None) -> dict[str, Any]:
     """The `first` and the `last` that are `known`, so many, and how many are `missing`."""
+    values = values or ()
     known = [each for each in values if each is not None]
     ends = {"first": known[0], "last": known[-1]} if known else {"first": None, "last": None}
     return {**ends, "known": len(known), "missing": len(values) - len(known)}

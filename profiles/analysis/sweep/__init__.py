@@ -14,7 +14,7 @@ import orjson
 from ...storage import replace_file
 from ...sweepfolder import SweepFolder, SweepPlan
 from ..prices import Given
-from .cells import HOURS, USD, CellResult, cell_result
+from .cells import HOURS, USD, CellResult, cell_result, in_rounds
 from .csv_twin import cells_csv
 from .ranking import pareto, ranking, recommended
 from .runs import Runs, SweepRun
@@ -164,6 +164,14 @@ def _notes(plan: SweepPlan, figures: Sequence[CellResult]) -> list[str]:
     if len(_prices([each for each in figures if not each.row["oversubscribed"]])) > 1:
         notes.append(
             "runs were priced differently, so cells are ranked in device-hours; --usd-per-gpu-hour gives all one price"
+        )
+    for each in figures:
+        if each.codes:
+            notes.append(f"{each.cell.name}: its runs differ in {', '.join(each.codes)}, and are no repeats of one run")
+    if not in_rounds(figures):
+        notes.append(
+            "runs of a round were made at different times (some were made again): cells are held against each other by "
+            "all their runs, and what changed on the machine in between looks like an effect"
         )
     if any(row["measured_runs"] == 1 for row in rows):
         notes.append("cells of one run have no spread between runs: a quick look, without verdicts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from .runs import SweepRun, measured
 
 USD, HOURS = "usd_per_million_samples", "device_hours_per_million_samples"
 ONE_RUN = "one run has no spread between runs; more --repeats give one"
+DIFFERENT_PRICES = "its runs were priced differently; --usd-per-gpu-hour of the report gives all one price"
 # What a sweep writes of a run that was not held against DDP's, and of the one that others are held against.
 UNCHECKED, REFERENCE = "not checked: ", "the reference"
 UNJUDGED = "no run of ddp has finished with its world, batch and precision"
@@ -47,6 +49,12 @@ class CellResult:
         """The round of the sweep in which each of those was made."""
         return [run.repeat for run in self.runs if run.summary is not None]
 
+    @property
+    def codes(self) -> list[str]:
+        """What its runs differ in of code, versions and variables."""
+        found = [run.code for run in self.runs if run.summary is not None]
+        return sorted({name for each in found for name in {*each, *found[0]} if each.get(name) != found[0].get(name)})
+
     def values(self, name: str) -> list[float]:
         """One number a run."""
         found = self.row[name]
@@ -54,17 +62,31 @@ class CellResult:
 
 
 def held(a: CellResult, b: CellResult, name: str, confidence: float = CONFIDENCE) -> dict[str, Any]:
-    """How many times figure `name` of `a` is that of `b`."""
-    return ratio(a.values(name), b.values(name), confidence, rounds=(a.rounds, b.rounds))
+    """How many times figure `name` of `a` is that of `b`. By rounds where those were made one after the other; runs of
+    a round that were made at another time share no drift of the machine."""
+    rounds = (a.rounds, b.rounds) if in_rounds((a, b)) else ((), ())
+    return ratio(a.values(name), b.values(name), confidence, rounds=rounds)
+
+
+def in_rounds(cells: Sequence[CellResult]) -> bool:
+    """Whether each round of the runs that count was begun when the one before it had been, as far as that is known."""
+    began: dict[int, list[str]] = {}
+    for each in cells:
+        for run in each.runs:
+            if run.summary is not None and run.attempt is not None:
+                began.setdefault(run.repeat, []).append(run.attempt.started_utc)
+    order = [began[repeat] for repeat in sorted(began)]
+    return all(max(before) <= min(after) for before, after in itertools.pairwise(order))
 
 
 def cell_result(cell: Cell, runs: list[SweepRun]) -> CellResult:
     """The row of `cell`."""
     state, why = _state(cell, runs)
     summaries = list(measured(runs)) if state == "measured" else []
-    names = {summary["device_name"] for summary in summaries}
-    if len(names) > 1:
-        state, why, summaries = "mixed_hardware", f"its runs are of {', '.join(sorted(map(str, names)))}", []
+    machines = {run.machine for run in runs if run.summary is not None} if summaries else set()
+    if len(machines) > 1:
+        names = (f"{name} ({cores} cores, {threads} threads a rank)" for name, cores, threads in machines)
+        state, why, summaries = "mixed_hardware", f"its runs are of {', '.join(sorted(names))}", []
     reasons: dict[str, str] = {}
     row = {
         "name": cell.name,
@@ -129,12 +151,15 @@ def _figures(summaries: Sequence[Mapping[str, Any]], why: str, reasons: dict[str
         found[name] = _estimate(
             name, [summary[part][field] for summary in summaries], summaries, f"{part}.{field}", reasons
         )
+    priced = len({summary["cost"]["usd_per_gpu_hour"] for summary in summaries}) == 1
+    if not priced:
+        found[USD], reasons[USD] = None, DIFFERENT_PRICES
     shares = [summary["phases"]["comm_exposed"] for summary in summaries]
     if None in shares:
         reasons["comm_share"] = _why(summaries, "phases.comm_exposed")
     else:
         found["comm_share"] = plain_estimate([share["share"] for share in shares])
-    found["by_cause"] = _by_cause(summaries, reasons)
+    found["by_cause"] = _by_cause(summaries, reasons, priced=priced)
     peaks = [summary["memory"]["peak_bytes"] for summary in summaries]
     known = [peak for peak in peaks if peak is not None]
     found["peak_bytes"] = max(known, default=None)
@@ -167,7 +192,9 @@ def _why(summaries: Sequence[Mapping[str, Any]], path: str) -> str:
     )
 
 
-def _by_cause(summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str]) -> list[dict[str, Any]] | None:
+def _by_cause(
+    summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str], *, priced: bool
+) -> list[dict[str, Any]] | None:
     """The leaves of the runs' trees, means over runs, in descending order: of each its part of what steps and the
     events that follow them cost, `cost.by_cause_total`."""
     trees = [summary["cost"]["by_cause_leaves"] for summary in summaries]
@@ -185,9 +212,10 @@ def _by_cause(summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str]) -
     for cause in by_run[0]:
         parts = [rows[cause] for rows in by_run]
         usd = [part[USD] for part in parts]
-        money = None if None in usd else float(np.mean(usd))
+        money = None if None in usd or not priced else float(np.mean(usd))
         if money is None:
-            reasons[f"by_cause.{USD}"] = _why(summaries, "cost.usd_per_gpu_hour")
+            why = _why(summaries, "cost.usd_per_gpu_hour") if priced else DIFFERENT_PRICES
+            reasons[f"by_cause.{USD}"] = why
         taken = [whole * part["share"] for whole, part in zip(hours, parts, strict=True) if whole is not None]
         seconds, share = (float(np.mean([part[name] for part in parts])) for name in ("seconds", "share"))
         time = None if None in hours else float(np.mean(taken))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ...runfolder import RunFolder, SchemaError
 from ...sweepfolder import Attempt, Cell, SweepFolder, SweepPlan
+from ..alike import libraries
 from ..cost import reprice
 from ..current import current_summary, refresh_summaries
 from ..prices import Given
@@ -28,6 +29,20 @@ class SweepRun:
     folder: str | None = None
     attempt: Attempt | None = None
     summary: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        """What it ran on: device, cores, threads of a rank."""
+        cores = (self.facts.get("environment") or {}).get("cores")
+        return (self.facts.get("device_name"), cores, self.facts.get("threads_per_rank"))
+
+    @property
+    def code(self) -> dict[str, Any]:
+        """What ran, as far as it is known: the state of the code, versions, variables that libraries read."""
+        environment = self.facts.get("environment") or {}
+        git = {f"git.{name}": value for name, value in (environment.get("git") or {}).items()}
+        return {**git, **libraries(environment), "model_sha256": self.facts.get("model_sha256")}
 
     def row(self) -> dict[str, Any]:
         found = self.summary or {}
@@ -73,7 +88,11 @@ class Runs:
         if attempt is None:
             return self._unattempted(cell, repeat)
         state, why, summary = self._outcome(attempt)
-        return SweepRun(repeat=repeat, state=state, why=why, folder=attempt.run, attempt=attempt, summary=summary)
+        folder = self._folder.run(attempt)
+        facts = (folder.read("run.json") if summary is not None and folder is not None else None) or {}
+        return SweepRun(
+            repeat=repeat, state=state, why=why, folder=attempt.run, attempt=attempt, summary=summary, facts=facts
+        )
 
     def _unattempted(self, cell: Cell, repeat: int) -> SweepRun:
         for name, (of, told) in self._others.items():

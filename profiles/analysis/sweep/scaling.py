@@ -262,6 +262,6 @@ def _affordable(
         "usd_per_million_samples": usd,
         "world_size": math.floor(place + 1e-9),
         "ci95": None if interval is None else [None if each is None else math.floor(each + 1e-9) for each in interval],
-        "extrapolated": place > largest,
-        "from_world_size": largest,
+        "extrapolated": not used.world_sizes[0] <= place <= largest,
+        "from_world_size": largest if place > largest else used.world_sizes[0],
     }

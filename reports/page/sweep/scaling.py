@@ -166,7 +166,7 @@ def _table(several: Sequence[Series]) -> Table:
 
 
 def _lost(several: Sequence[Series]) -> Chart:
-    rows = [(each, loss) for each in several for loss in each["losses"] or []]
+    rows = [(each, loss) for each in several for loss in each["losses"] or [] if loss["parts"] is not None]
     causes = list(dict.fromkeys(part["cause"] for _, loss in rows for part in loss["parts"]))
     bars = [f"{each['name']} {loss['from_world_size']}→{loss['to_world_size']}" for each, loss in rows]
     series = {
@@ -196,8 +196,8 @@ def _lost_table(several: Sequence[Series]) -> Table:
     rows = []
     for each in several:
         for loss in each["losses"] or []:
-            parts = sorted(loss["parts"], key=lambda part: -part["share"])
-            told = ", ".join(
+            parts = sorted(loss["parts"] or [], key=lambda part: -part["share"])
+            told = loss["reasons"].get("parts") or ", ".join(
                 f"{leaf(part['cause'])} {units.percent(part['share'])}" for part in parts if abs(part["share"]) >= 0.001
             )
             rows.append(
