@@ -12,8 +12,8 @@ Series = Mapping[str, Any]
 
 
 def label(text: str) -> str:
-    """`text` as plotly shows it: as itself, not as markup, and at most 40 characters of it, its end among them: names of
-    a kind differ there as often as at their begin."""
+    """`text` as plotly shows it: as itself, not as markup, and at most 40 characters of it, its end among them: names
+    differ there as often as at their begin."""
     short = text if len(text) <= 40 else f"{text[:19]}…{text[-20:]}"
     return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -30,13 +30,13 @@ def stacked_bars(
     names: Mapping[str, str] | None = None,
 ) -> Chart:
     """A bar for each of `bars`, lying, made of `series` by role; `names` are the roles' in the legend."""
-    names = names or {}
+    names, places = names or {}, _apart([label(bar) for bar in bars])
     data = [
         {
             "type": "bar",
             "orientation": "h",
             "name": label(names.get(role, role)),
-            "y": [label(bar) for bar in bars],
+            "y": places,
             "x": list(values),
             "meta": {"role": role},
             "hovertemplate": f"%{{y}}: {label(names.get(role, role))} %{{x:.4~g}} {unit}<extra></extra>",
@@ -50,6 +50,14 @@ def stacked_bars(
         "bargap": 0.25,
     }
     return Chart(name, title, caption, data, layout, height=150 + 26 * len(bars))
+
+
+def _apart(labels: Sequence[str]) -> list[str]:
+    """`labels` with a number where several are alike: plotly would put their bars on each other."""
+    return [
+        text if labels.index(text) == place else f"{text} ({labels[: place + 1].count(text)})"
+        for place, text in enumerate(labels)
+    ]
 
 
 def line(name: str, values: Sequence[Any], over: Sequence[Any], role: str, *, fill: bool = False, **more: Any) -> dict:

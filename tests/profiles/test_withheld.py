@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 from scalelab.launch.reporting import summarise_and_report
+from scalelab.profiles.analysis.diagnosis.diagnose import write_diagnosis
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.parity import PARITY
 from scalelab.profiles.analysis.pictures import pictures
 from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.analysis.tracked import tracked
 from scalelab.profiles.analysis.withheld import withheld
 from scalelab.profiles.records import Record
 from scalelab.profiles.runfolder import RunFolder
@@ -66,10 +68,17 @@ def test_what_tells_more_than_time_keeps_only_the_rest(tmp_path: Path) -> None:
     assert (summary["comm"]["calls_per_step"], summary["events"][0]["count"]) == (4.0, 1)
     for field in ("comm.exposed_by_phase", "events.seconds", "quality.usd_to_target", "per_rank.phases"):
         assert summary["reasons"][field] == cause
+    diagnosis = write_diagnosis(folder, run, summary)
+    assert diagnosis["verdict"]["label"] == "cannot_tell"
+    assert diagnosis["verdict"]["step_seconds"] is None
+    series = tracked(run, summary)["series"]
+    assert "train/loss" in series
+    assert not any(name.startswith(("step/", "phase/")) for name in series)
     drawn = pictures(run, summary, folder)
     assert {name for name in ("steps", "histogram", "ranks", "timeline") if drawn[name] is not None} == set()
     assert drawn["loss"] is not None
     summarise_and_report(folder)
+    assert " ms" not in (folder.path / "report.md").read_text()
     Console(file=sys.stderr).print(run_table(summary))
     reasons: dict[str, str] = {}
     place = {"phase": "backward", "module": "head", "seconds": 0.1}

@@ -24,7 +24,7 @@ from scalelab.profiles.runfolder import RunFolder
 from scalelab.reports.page.markdown import escape, markdown
 from scalelab.reports.page.section import Column, Number, Report, Table, tables_of
 from scalelab.reports.page.tables import as_csv
-from scalelab.reports.page.write import run_report, sweep_report
+from scalelab.reports.page.write import run_report, sweep_report, write_run_report
 
 from tests.support.reported import HOSTILE, made_run
 from tests.support.sweep_example import example_summary
@@ -201,11 +201,15 @@ def test_the_old_report_stays_where_a_new_one_cannot_be_written(
 
 @pytest.mark.parametrize("content", ['{"schema": 1}', '{"schema": 1, "verd', "[]", '{"verdict": {}, "findings": 3}'])
 def test_a_diagnosis_that_cannot_be_read_is_none_and_that_is_said(tmp_path: Path, content: str) -> None:
-    """Half-written, of something else, or empty: the report is written, and says how to have a new one."""
+    """Half-written, of something else, or empty: the report is written, and says how to have a new one. With the
+    summary it is made anew."""
     folder = made_run(tmp_path, status={"state": "finished"})
     (folder.path / "diagnosis.json").write_text(content)
-    assert summarise_and_report(folder)["outcome"] == {"state": "finished", "exit_code": None}
+    run = load_run(folder)
+    write_run_report(folder, run, summarise(run))
     assert "The diagnosis cannot be read" in (folder.path / "report.md").read_text()
+    assert summarise_and_report(folder)["outcome"] == {"state": "finished", "exit_code": None}
+    assert "The diagnosis cannot be read" not in (folder.path / "report.md").read_text()
 
 
 def test_a_folder_that_is_no_runs_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
