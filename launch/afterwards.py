@@ -33,9 +33,11 @@ def afterwards(
     config, step_seconds = job.config, pulse.median_seconds()
     if config.profile_steps:
         profile_steps(job, batches, to_device, probe, _after(pulse), config.profile_steps)
+    if stop():
+        return True
     if config.memory_step == "on" and not follow_memory(job, batches, to_device, probe, write, _after(pulse)):
         return False
-    if config.counterfactual:
+    if config.counterfactual and not stop():
         tail = Tail(
             job=job,
             batches=batches,

@@ -17,15 +17,14 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..profiles.capture import probe as capture
 from ..profiles.capture.comm import CommRecorder
@@ -34,12 +33,13 @@ from ..profiles.capture.memory import peaks
 from ..profiles.capture.pauses import watched_pauses
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
-from ..profiles.records import Role
+from ..profiles.records import Record, Role
 from ..profiles.runfolder import appending
+from ..profiles.storage import OutputError
 from .assemble import ended, start_record
 from .errors import Exit
 from .lock import locked
-from .own_job import own_rank, run_json, samples_in, share_folder
+from .own_job import is_wrapped, own_rank, run_json, samples_in, share_folder
 from .supervision.verdict import status
 from .text import plain, redacted
 
@@ -80,12 +80,16 @@ class Probe:
         self._samples = 0
         self._open: AbstractContextManager[None] | None = None
         self._inside = False
+        # What lies before the next step is no part of it: a loader came to its end, or a step failed.
+        self._apart = False
+        self._failure: str | None = None
+        self._lost: str | None = None
         comm = None
         self.folder = share_folder(self._rank, out, name)
         self._leads = self._rank.rank == 0
         self._run_json = run_json(model, self.folder, name, self._rank, device)
-        if isinstance(model, DistributedDataParallel):
-            # Its reducer keeps the group that it was made with.
+        if is_wrapped(model):
+            # A wrapper keeps the group that it was made with.
             self._run_json["comm_unknown"] = "the probe was attached after the model was wrapped"
             warnings.warn(
                 "Probe.attach after the model was wrapped: its collectives are not seen; attach before", stacklevel=3
@@ -98,7 +102,7 @@ class Probe:
             self._stack.enter_context(locked(self.folder.path))
             self.folder.write("run.json", self._run_json)
             self.folder.write("status.json", status("running", None))
-        self._write = self._stack.enter_context(appending(self.folder.rank_file(self._rank.rank)))
+        self._append = self._stack.enter_context(appending(self.folder.rank_file(self._rank.rank)))
         self._write(start_record(self._rank, device, torch.get_num_threads()))
         pauses = self._stack.enter_context(watched_pauses())
         self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, pauses=pauses)
@@ -106,7 +110,6 @@ class Probe:
         self._groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", None) or []
         self._current = _OwnStep(0, "warmup")
         self._closed = False
-        self._has_failed = False
         atexit.register(self._end_alone)
 
     def follow(self, model: nn.Module, optimizer: Any = None) -> None:
@@ -117,8 +120,9 @@ class Probe:
             getattr(model, "optimizer", None), "param_groups", []
         )
 
-    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The batches of `loader`; the wait for each is the `data` of the step that it is for."""
+    def batches(self, loader: Iterable[Any], samples: Callable[[Any], int] = samples_in) -> Iterator[Any]:
+        """The batches of `loader`; the wait for each is the `data` of the step that it is for. `samples` counts those
+        of a batch. What the loop does from the end of `loader` to its next step is `between_epochs`, and in no step."""
         source = iter(loader)
         while True:
             with self._enter("data"):
@@ -126,9 +130,20 @@ class Probe:
                     batch = next(source)
                 except StopIteration:
                     break
-            self._samples += samples_in(batch)
+            self._samples += samples(batch)
             yield batch
         self._drop()
+        self._apart = True
+
+    @contextlib.contextmanager
+    def event(self, kind: Literal["evaluation", "checkpoint"]) -> Iterator[None]:
+        """Around an evaluation or a checkpoint between two steps: its time is in no step. It must not draw from
+        `batches`."""
+        if self._open is not None:
+            raise ValueError("Probe.event: a step is open; evaluate and save between steps")
+        self._set_apart()
+        with self._probe.event(kind, max(0, self._index - 1)):
+            yield
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -143,6 +158,7 @@ class Probe:
         self._seams.end()
         self._inside = False
         self._end(None)
+        self._failure = None  # whatever failed before, the job has gone on
 
     def loss(self, loss: torch.Tensor) -> None:
         """Within a step: a micro-batch's loss on this rank, for the record. Read later, without waiting."""
@@ -167,14 +183,37 @@ class Probe:
         self._seams.remove()
         self._probe.close()
         self._write(ended(peaks(self._device)))
-        if together and not self._has_failed and self._rank.world_size > 1 and distributed.is_initialized():
+        if together and self._failure is None and self._rank.world_size > 1 and distributed.is_initialized():
             distributed.barrier()
         if self._leads:
-            state = self.folder.read("status.json") or {}
-            if state.get("state") == "running":
-                self.folder.write("status.json", status("finished", Exit.OK))
+            with self._kept():
+                self._conclude()
             self._report()
         self._stack.close()
+
+    def _conclude(self) -> None:
+        """Write how the job ended, as far as it is known here."""
+        state = (self.folder.read("status.json") or {}).get("state")
+        if self._lost is not None:
+            cause = f"records are incomplete: {self._lost}"
+            self.folder.write("status.json", status("failed", Exit.PREFLIGHT, cause=cause))
+        elif state == "running" or (state == "failed" and self._failure is None):
+            self.folder.write("status.json", status("finished", Exit.OK))
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Where the disk does not take what is written within, the job goes on and nothing more is recorded."""
+        try:
+            yield
+        except OutputError as error:
+            if self._lost is None:
+                self._lost = str(error)
+                _say(f"nothing more is recorded: {error}; the job goes on")
+
+    def _write(self, *records: Record) -> None:
+        if self._lost is None:
+            with self._kept():
+                self._append(*records)
 
     def _report(self) -> None:
         """The summary and the report. Whatever keeps them from being made, the job goes on: its records are there."""
@@ -189,9 +228,17 @@ class Probe:
 
     def _begin(self) -> None:
         if self._open is None:
+            self._set_apart()
             self._current = _OwnStep(self._index, "warmup" if self._index < self._warmup else "measured")
             self._open = self._probe.step(self._current)
             self._open.__enter__()
+
+    def _set_apart(self) -> None:
+        """Make an event of what lies between the last step and now, where that belongs to no step."""
+        if self._apart and self._index:
+            with self._probe.event("between_epochs", self._index - 1):
+                pass
+        self._apart = False
 
     def _end(self, error: BaseException | None) -> None:
         assert self._open is not None
@@ -201,7 +248,8 @@ class Probe:
             self._run_json["config"].update(
                 micro_batch=self._samples, global_batch=self._samples * self._rank.world_size
             )
-            self.folder.write("run.json", self._run_json)
+            with self._kept():
+                self.folder.write("run.json", self._run_json)
         opened, self._open = self._open, None
         self._samples = 0
         self._index += 1
@@ -216,21 +264,26 @@ class Probe:
     def _enter(self, phase: str) -> AbstractContextManager[None]:
         """The probe's phase, within a step; outside of one only waiting for a batch opens it."""
         if phase == "data":
+            # A batch that is drawn within forward is no part of it.
+            self._seams.end()
             self._begin()
         if self._open is None or (phase != "data" and not self._inside):
             return contextlib.nullcontext()
         return self._probe.phase(phase)
 
     def _failed(self, error: BaseException) -> None:
-        self._has_failed = True
+        self._failure = cause = redacted(f"{type(error).__name__}: {error}")
         self._inside = False
         self._seams.abandon()
         self._end(error)
+        self._apart = True
         where = {"rank": self._rank.rank, "host": socket.gethostname(), "phase": None, "step": self._index - 1}
-        cause = redacted(f"{type(error).__name__}: {error}")
+        found = status("failed", Exit.WORKER_DIED, culprit=where, cause=cause)
+        if isinstance(error, KeyboardInterrupt):
+            found = status("interrupted", Exit.INTERRUPTED, cause="Ctrl-C")
         with contextlib.suppress(Exception):
             if (self.folder.read("status.json") or {}).get("state") == "running":
-                self.folder.write("status.json", status("failed", Exit.WORKER_DIED, culprit=where, cause=cause))
+                self.folder.write("status.json", found)
 
 
 def _say(text: str) -> None:

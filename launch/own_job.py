@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..profiles.records import SCHEMA
 from ..profiles.runfolder import RunFolder
@@ -95,9 +96,26 @@ def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device:
     }
 
 
-def samples_in(batch: Any) -> int:
-    """Samples in a batch: the length of its first tensor; 0 where there is none."""
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether `model` is, or holds, what has taken the process group already: DDP, FSDP, sharded parameters."""
+    kinds: list[type] = [DistributedDataParallel]
+    # Whoever has not imported them has made none.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kinds += [getattr(fsdp, name) for name in ("FullyShardedDataParallel", "FSDPModule") if hasattr(fsdp, name)]
+    if any(isinstance(module, tuple(kinds)) for module in model.modules()):
+        return True
+    sharded = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return sharded is not None and any(isinstance(parameter, sharded) for parameter in model.parameters())
+
+
+def samples_in(batch: Any, *, within: bool = False) -> int:
+    """Samples in a batch: the length of its first tensor, or of the first list in it that has a tensor or a mapping for
+    each sample, as detectors' batches do; 0 where there is none."""
     if isinstance(batch, torch.Tensor):
         return len(batch) if batch.dim() else 0
+    if isinstance(batch, list | tuple) and batch:
+        kind = torch.Tensor | Mapping if within else Mapping
+        if all(isinstance(value, kind) for value in batch):
+            return len(batch)
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((count for value in values if (count := samples_in(value))), 0)
+    return next((count for value in values if (count := samples_in(value, within=True))), 0)

@@ -61,6 +61,12 @@ class Stopping:
             self._check(self._combine)
         return self.agreed is not Exit.OK
 
+    def now(self) -> bool:
+        """Called on all ranks together, between parts of a run that may each take long: whether it ends here."""
+        wish = self._wish if self._combine is None else self._combine([self._wish])[0]
+        self.agreed = _URGENCY[wish]
+        return self.agreed is not Exit.OK
+
     def _check(self, combine: Combine) -> None:
         now = self._clock()
         steps = self._step - self._checked_step

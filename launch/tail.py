@@ -88,9 +88,10 @@ class Tail:
 
     @property
     def dropped(self) -> int:
-        """Steps at the begin of a block that are left out: what loaders have ready is used up by then."""
+        """Steps at the begin of a block that are left out: what loaders have ready is used up by then. A loader of the
+        user's own is drawn from by a thread that holds `prefetch` batches ready, whatever its own processes hold."""
         config = self.job.config
-        return max(LEAST_DROPPED, 2 * (config.prefetch or 0) * (config.workers or 0))
+        return max(LEAST_DROPPED, 2 * (config.prefetch or 0) * max(1, config.workers or 0))
 
     def _block(self, first: int, number: int, cause: Cause | None) -> bool:
         """Whether it came to its end: numbers on a free wire are not the model's, and may overflow."""

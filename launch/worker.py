@@ -161,7 +161,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 write=write,
                 comm=comm,
                 combine=combine,
-                stop=stopping.after_step,
+                stop=stopping.now,
             )
         probe.close()
         if together:

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from .records import Record, StepRecord
+from .records import CommPlanRecord, Record, StepRecord
+from .used import BatchesRecord
 
 # Nothing that is read again line by line is longer: what a record holds beyond it is cut.
 MAX_RECORD_BYTES = 1 << 20
@@ -21,8 +22,9 @@ def line_of(record: Record) -> bytes:
         line = _encoder.encode(record)
     except (TypeError, ValueError, OverflowError):  # what JSON has no word for
         line = orjson.dumps(_plain(record))
-    if len(line) < MAX_RECORD_BYTES or isinstance(record, StepRecord):
-        # A step is numbers alone, as many as it has micro-batches: to leave some out would change what they say.
+    if len(line) < MAX_RECORD_BYTES or isinstance(record, StepRecord | CommPlanRecord | BatchesRecord):
+        # Numbers alone, as many as there are micro-batches and collectives: to leave some out would change what they
+        # say.
         return line + b"\n"
     content = orjson.loads(line)
     for limit in (1000, 100, 10, 1):

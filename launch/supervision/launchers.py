@@ -19,6 +19,8 @@ from ..plan import Plan
 from ..ranks import FIRST_RANK_VARIABLE
 from .parent import PARENT_VARIABLE
 
+LOG = "launcher.log"
+
 
 class Launcher(Protocol):
     """The process that starts the ranks, in a session of its own: a Ctrl-C does not reach it."""
@@ -42,43 +44,43 @@ def launching(plan: Plan) -> Iterator[Start]:
     if plan.config.launcher == "torchrun":
         yield _torchrun
         return
-    # What it says before there is a folder, it writes into its log itself when there is one.
+    command = [sys.executable, "-m", "scalelab.launch.supervision.forker", plan.config.strategy]
+    # Read by OpenMP when torch is imported.
+    environment = {**_environment(plan), "OMP_NUM_THREADS": str(plan.threads_per_rank)}
     with tempfile.TemporaryFile() as early:
+        # What it says before there is a folder, it writes into its log itself when there is one.
         forker = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "scalelab.launch.supervision.forker",
-                plan.config.strategy,
-                orjson.dumps(asdict(plan.setting)).decode(),
-            ],
-            # Read by OpenMP when torch is imported.
-            env={**_environment(plan), "OMP_NUM_THREADS": str(plan.threads_per_rank)},
+            [*command, orjson.dumps(asdict(plan.setting)).decode()],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=early,
             stderr=early,
             start_new_session=True,
         )
-    order = forker.stdin
-    assert order is not None
-    called, before = False, dict(os.environ)
+        order, before, log = forker.stdin, dict(os.environ), None
+        assert order is not None
 
-    def start(folder: RunFolder, plan: Plan) -> Launcher:
-        nonlocal called
-        called = True
-        # Hosts that have met have set where the store is, and the interface to each other.
-        since = {name: value for name, value in os.environ.items() if before.get(name) != value}
-        # Should it be gone, its exit code tells.
-        with contextlib.suppress(BrokenPipeError), order:
-            order.write(orjson.dumps([str(folder.path), len(plan.local_ranks), since]))
-        return forker
+        def start(folder: RunFolder, plan: Plan) -> Launcher:
+            nonlocal log
+            log = folder.path / "logs" / LOG
+            # Hosts that have met have set where the store is, and the interface to each other.
+            since = {name: value for name, value in os.environ.items() if before.get(name) != value}
+            # Should it be gone, its exit code tells.
+            with contextlib.suppress(BrokenPipeError), order:
+                order.write(orjson.dumps([str(folder.path), len(plan.local_ranks), since]))
+            return forker
 
-    try:
-        yield start
-    finally:
-        if not called:
-            forker.kill()
-            forker.wait()
+        try:
+            yield start
+        finally:
+            if log is None:
+                forker.kill()
+                forker.wait()
+            elif not log.exists():
+                # It ended before it took the order: killed, or by a library's own abort.
+                early.seek(0)
+                with contextlib.suppress(OSError):
+                    log.write_bytes(early.read())
 
 
 def _torchrun(folder: RunFolder, plan: Plan) -> Launcher:
@@ -90,7 +92,7 @@ def _torchrun(folder: RunFolder, plan: Plan) -> Launcher:
     torchrun.append(f"--log-dir={folder.path / 'live' / 'torchrun'}")
     worker = ["-m", "scalelab.launch.supervision.torchrun_rank", str(folder.path)]
     command = [sys.executable, "-m", "scalelab.launch.supervision.parent", str(folder.path), *torchrun, *worker]
-    with open(folder.path / "logs" / "launcher.log", "ab") as log:
+    with open(folder.path / "logs" / LOG, "ab") as log:
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )

@@ -41,7 +41,7 @@ def by_cause(run: Run, summary: Mapping[str, Any], null: Null) -> dict[str, Node
         "events": event_seconds(run),
         "unattributed": seconds["unattributed"],
     }
-    for name, of in (("h2d", "h2d"), ("comm", "comm_exposed")):
+    for name, of in (("data", "data"), ("h2d", "h2d"), ("comm", "comm_exposed"), ("optimizer", "optimizer")):
         if tree[name] is None:
             null(f"{PATH}.{name}", summary.get("reasons", {}).get(f"phases.{of}", f"see phases.{of}"))
     total = step + tree["events"]

@@ -53,6 +53,12 @@ class Communication:
     clock_residual_seconds: float | None = None
 
 
+NONE_SEEN = (
+    "no collective was seen on several ranks: the model was wrapped before the probe was attached, or they are carried "
+    "by a group of its own"
+)
+
+
 def communication(run: Run) -> Communication:
     """Read it from the records of `run`."""
     steps, world = run.complete_steps, run.run_json["world_size"]
@@ -69,6 +75,8 @@ def communication(run: Run) -> Communication:
             return Communication(exposed=None, split=None, plans=[], why_unknown=why)
         ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
     plans = [ranks[0].plans[number] for number in ranks[0].steps.plan.tolist()]
+    if run.run_json["config"].get("engine") == "own" and not any(plans):
+        return Communication(exposed=None, split=None, plans=[], why_unknown=NONE_SEEN)
     if unseen := _why_blocked_is_not_seen(run.run_json["config"]):
         return Communication(exposed=None, split=None, plans=plans, why_unknown=unseen)
     found = exposed(ranks)

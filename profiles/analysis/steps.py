@@ -79,6 +79,9 @@ def phases(run: Run, known: Communication, null: Null) -> dict[str, Any]:
         # Handing a CPU batch on copies nothing: the few microseconds of asking are nobody's phase.
         ledger["unattributed"] += ledger.pop("h2d")
         null("phases.h2d", "there is no copy to a device on CPU")
+    for name, why in unmarked(run).items():
+        ledger["unattributed"] += ledger.pop(name)
+        null(f"phases.{name}", why)
     assert np.allclose(sum(ledger.values()), total, rtol=0, atol=LEDGER_TOLERANCE_SECONDS), "the ledger does not close"
     least = min(ledger, key=lambda name: ledger[name].min())
     assert ledger[least].min() > -LEDGER_TOLERANCE_SECONDS, f"{least} is negative: parts of a step overlap"
@@ -89,6 +92,25 @@ def phases(run: Run, known: Communication, null: Null) -> dict[str, Any]:
             "share": float(seconds.mean() / total.mean()),
         }
     return found
+
+
+NOT_MARKED = {
+    "data": "batches are not drawn through probe.batches(loader): the wait for them is in unattributed",
+    "optimizer": "the probe was given no optimizer: its update is in unattributed",
+    "h2d": "a loop of its own marks no copies to the device: they are in unattributed",
+}
+
+
+def unmarked(run: Run) -> dict[str, str]:
+    """Phases that a loop of its own never entered on any rank, each with why: they are not known, and not 0."""
+    if run.run_json["config"].get("engine") != "own" or not run.complete_steps:
+        return {}
+    on_cpu = run.run_json["config"]["device"] == "cpu"
+    return {
+        name: why
+        for name, why in NOT_MARKED.items()
+        if not run.phase_seconds[name].any() and not (on_cpu and name == "h2d")
+    }
 
 
 def detail(run: Run, communication: Communication, null: Null) -> dict[str, Any]:
@@ -110,10 +132,14 @@ def detail(run: Run, communication: Communication, null: Null) -> dict[str, Any]
     paused = float(collected.mean()) if collected.size and not np.isnan(collected).any() else None
     if paused is None:
         null("detail.gc_seconds", "the collector's pauses were not recorded")
+    waited = float(run.column("host_data_seconds").mean()) if run.complete_steps else None
+    if (why := unmarked(run).get("data")) is not None:
+        waited = None
+        null("detail.host_data_seconds", why)
     return {
         "recompute_seconds": recompute,
         "gc_seconds": paused,
-        "host_data_seconds": float(run.column("host_data_seconds").mean()) if run.complete_steps else None,
+        "host_data_seconds": waited,
         "optimizer_comm_seconds": in_optimizer,
     }
 
@@ -135,7 +161,8 @@ def per_rank(run: Run, known: Communication, null: Null) -> list[dict[str, Any]]
     own = own_phases(run, known.exposed) if run.complete_steps else {}
     if run.run_json["config"]["device"] == "cpu":
         own.pop("h2d", None)
-    own.pop("unattributed", None)
+    for name in ("unattributed", *unmarked(run)):
+        own.pop(name, None)
     rows = []
     for index, rank in enumerate(run.ranks):
         steps = run.complete_steps

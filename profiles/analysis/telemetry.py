@@ -16,7 +16,7 @@ from ..used import TelemetryRecord
 from .load import HostTelemetry, RankRecords, Run
 from .reasons import Null, nulls
 from .statistics import P99_STEPS
-from .steps import samples_per_step
+from .steps import samples_per_step, unmarked
 
 # nvml.h: a sample period of utilisation is between 1/6 and 1 second, and power is averaged over 1 second on Ampere and
 # later. A shorter window would be told of the time before it, a longer hole would be told of by no reading.
@@ -190,6 +190,8 @@ def _p99_h2d(run: Run, null: Null) -> float | None:
     steps = len(run.complete_steps)
     if run.run_json["config"]["device"] == "cpu":
         null("utilization.p99_h2d_seconds", NO_GPU)
+    elif (why := unmarked(run).get("h2d")) is not None:
+        null("utilization.p99_h2d_seconds", why)
     elif steps < P99_STEPS:
         why = f"{steps} measured steps are too few" if steps else run.why_no_step
         null("utilization.p99_h2d_seconds", why)

@@ -18,8 +18,9 @@ class Allocator:
         self._earlier = (0, 0)
 
     def begin(self) -> None:
-        """Peaks are counted from here on; what they were is kept."""
-        self._earlier = self._peaks()
+        """Peaks are counted from here on; the highest that they were is kept."""
+        allocated, reserved = self._peaks()
+        self._earlier = (max(self._earlier[0], allocated), max(self._earlier[1], reserved))
         self._cuda.reset_peak_memory_stats(self._device)
 
     def end(self) -> AllocatorRecord:

@@ -3,6 +3,7 @@ Linux; no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,8 +30,9 @@ class HostWatch:
         self._memory = memory
         self._proc = proc
         self._clock_ns = clock_ns
-        self._gone: dict[int, float] = {}
-        self._seen: dict[int, float] = {}
+        # Seconds on cores and major faults by process.
+        self._gone: dict[int, tuple[float, int]] = {}
+        self._seen: dict[int, tuple[float, int]] = {}
 
     def read(self, pids: Iterable[int]) -> HostRecord | None:
         """A reading, with `pids` and their descendants as the run's processes. None where this is no Linux."""
@@ -61,19 +63,19 @@ class HostWatch:
 
     def _own(self, pids: Iterable[int]) -> tuple[float, int]:
         """Seconds on cores and major faults of the processes and all that came from them, also what has ended since."""
-        waiting, now, faults = list(pids), dict[int, float](), 0
+        waiting, now = list(pids), dict[int, tuple[float, int]]()
         while waiting:
             pid = waiting.pop()
             fields = self._fields(pid)
             if pid in now or fields is None:
                 continue
             # Behind the name: state, ppid, …; majflt is the 12th field of proc(5), utime and stime the 14th and 15th.
-            faults += int(fields[9])
-            now[pid] = (int(fields[11]) + int(fields[12])) / _TICK
+            now[pid] = (int(fields[11]) + int(fields[12])) / _TICK, int(fields[9])
             waiting += self._children(pid)
-        self._gone |= {pid: seconds for pid, seconds in self._seen.items() if pid not in now}
+        self._gone |= {pid: told for pid, told in self._seen.items() if pid not in now}
         self._seen = now
-        return sum(now.values()) + sum(self._gone.values()), faults
+        all_of_them = [*now.values(), *self._gone.values()]
+        return sum(seconds for seconds, _ in all_of_them), sum(faults for _, faults in all_of_them)
 
     def _fields(self, pid: int) -> Sequence[bytes] | None:
         try:
@@ -82,10 +84,12 @@ class HostWatch:
             return None
 
     def _children(self, pid: int) -> list[int]:
-        try:
-            return [int(word) for word in (self._proc / f"{pid}/task/{pid}/children").read_bytes().split()]
-        except OSError:
-            return []
+        """Those of every thread: a loader that a thread draws from has its processes from there."""
+        found: list[int] = []
+        for children in (self._proc / str(pid) / "task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += [int(word) for word in children.read_bytes().split()]
+        return found
 
     def _meminfo(self) -> dict[str, int]:
         found = {}

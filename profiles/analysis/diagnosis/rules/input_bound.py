@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...steps import unmarked
 from ..facts import Facts, milliseconds
-from ..finding import Answer, Evidence, Finding, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._contract import Rule
 
 
 def find(facts: Facts) -> Answer:
+    if (why := unmarked(facts.run).get("data")) is not None:
+        return CannotTell(
+            label="input_bound",
+            lacks=f"how long a step waits for its batch: {why}",
+            rerun="it with probe.batches(loader)",
+        )
     removed = {"data": facts.own["data"]}
     headroom = facts.counterfactual("cached_batch") or facts.headroom(removed)
     data = facts.own["data"]
