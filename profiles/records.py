@@ -33,6 +33,8 @@ from .used import (
     TelemetryStartRecord,
 )
 
+# In the place of a phase's place: that in which the collective was begun.
+SAME_PHASE = -2
 PHASES = ("data", "h2d", "forward", "backward", "optimizer")
 Role = Literal["warmup", "measured", "profiled", "settle", "memory", "counterfactual", "bare"]
 TRAINING: tuple[Role, ...] = ("warmup", "measured")
@@ -79,12 +81,13 @@ class CommPlanRecord(Base, tag="comm_plan", frozen=True, kw_only=True):
     collectives: list[CollectiveShape]
 
 
-class CommRecord(Part, frozen=True, kw_only=True):
+class CommRecord(Part, frozen=True, kw_only=True, omit_defaults=True):
     """Times of the collectives of `plan` in one step, in nanoseconds from the step's begin.
 
     `handed_in_ns` and `ended_ns` are the host's. An end is null where it could not be seen; in an `exact` step it is
     when it was, in others the latest that it can have been. `waits` are triples, one after the other: which collective
-    the rank waited for, from when, until when, on its timeline.
+    the rank waited for, from when, until when, on its timeline. `waited_in` are pairs, for waits in another phase than
+    that in which the collective was begun: which triple, and the place of its phase in PHASES, -1 for none of them.
     """
 
     plan: int
@@ -92,6 +95,7 @@ class CommRecord(Part, frozen=True, kw_only=True):
     handed_in_ns: list[int]
     ended_ns: list[int | None]
     waits: list[int]
+    waited_in: list[int] = msgspec.field(default_factory=list)
 
 
 class StepRecord(Base, tag="step", frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import CollectiveShape
+from ..records import PHASES, SAME_PHASE, CollectiveShape
 from .columns import StepComms
 
 SECONDS = 1e-9
@@ -34,7 +34,7 @@ class RankComm:
 
 @dataclass(frozen=True, kw_only=True)
 class Exposed:
-    """Seconds blocked by (rank, step), in all and by the phase in which the collective waited for was begun."""
+    """Seconds blocked by (rank, step), in all and by the phase that waited."""
 
     total: np.ndarray
     phases: dict[str | None, np.ndarray]
@@ -58,7 +58,9 @@ class Split:
 def exposed(ranks: Sequence[RankComm]) -> Exposed:
     """How long each rank was blocked in each step."""
     steps = len(ranks[0].steps)
-    names = sorted({c.phase for rank in ranks for plan in rank.plans.values() for c in plan}, key=str)
+    begun_in = {c.phase for rank in ranks for plan in rank.plans.values() for c in plan}
+    waited_in = {place for rank in ranks for place in np.unique(rank.steps.wait_phase).tolist()} - {SAME_PHASE}
+    names = sorted(begun_in | {_phase(place) for place in waited_in}, key=str)
     by_phase = np.zeros((len(ranks), steps, len(names)))
     for index, rank in enumerate(ranks):
         comm, waits = rank.steps, rank.steps.waits
@@ -68,12 +70,18 @@ def exposed(ranks: Sequence[RankComm]) -> Exposed:
             table += [names.index(collective.phase) for collective in plan]
         first = _looked_up(offsets, comm.plan)
         phase = np.array(table, dtype=np.int64)[first[comm.wait_step] + waits[:, 0]]
+        for place in waited_in:
+            phase[comm.wait_phase == place] = names.index(_phase(place))
         blocked = (waits[:, 2] - waits[:, 1]).astype(np.float64)
         flat = np.bincount(comm.wait_step * len(names) + phase, blocked, minlength=steps * len(names))
         by_phase[index] = flat.reshape(steps, len(names)) * SECONDS
     return Exposed(
         total=by_phase.sum(axis=2), phases={name: by_phase[:, :, column] for column, name in enumerate(names)}
     )
+
+
+def _phase(place: int) -> str | None:
+    return PHASES[place] if place >= 0 else None
 
 
 def unlike_steps(ranks: Sequence[RankComm]) -> int:

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from ..records import PHASES, CommRecord, StepRecord
+from ..records import PHASES, SAME_PHASE, CommRecord, StepRecord
 
 # Fields of a step that are one number each, or null.
 NUMBERS = (
@@ -82,7 +82,8 @@ def _losses(records: Sequence[StepRecord]) -> tuple[np.ndarray, np.ndarray]:
 class StepComms:
     """Collectives by step: the plan that each step ran, -1 where that was not recorded, and times in nanoseconds from
     the step's begin. Those of step i lie in `handed_in` and `ended` (NaN where no end was seen) from `first[i]` up to
-    `first[i + 1]`; `waits` has rows of collective, begin and end, and `wait_step` the step of each."""
+    `first[i + 1]`; `waits` has rows of collective, begin and end, `wait_step` the step of each, and `wait_phase` the place of its phase in
+    PHASES, -1 for none, SAME_PHASE for that of its collective."""
 
     plan: np.ndarray
     exact: np.ndarray
@@ -91,6 +92,7 @@ class StepComms:
     ended: np.ndarray
     wait_step: np.ndarray
     waits: np.ndarray
+    wait_phase: np.ndarray
 
     @classmethod
     def of(cls, records: Sequence[CommRecord | None]) -> StepComms:
@@ -103,6 +105,11 @@ class StepComms:
         counts = [0 if record is None else len(record.handed_in_ns) for record in records]
         waits = [0 if record is None else len(record.waits) // 3 for record in records]
         numbers = itertools.chain.from_iterable(each.waits for each in there)
+        phase = np.full(sum(waits), SAME_PHASE, dtype=np.int8)
+        first = np.cumsum([0, *waits])
+        for number, record in enumerate(records):
+            if record is not None and record.waited_in:
+                phase[first[number] + np.array(record.waited_in[::2])] = record.waited_in[1::2]
         return cls(
             plan=np.array([-1 if record is None else record.plan for record in records], dtype=np.int64),
             exact=np.array([record is not None and record.exact for record in records], dtype=bool),
@@ -111,6 +118,7 @@ class StepComms:
             ended=ended,
             wait_step=np.repeat(np.arange(len(records)), waits),
             waits=np.fromiter(numbers, dtype=np.int64, count=3 * sum(waits)).reshape(-1, 3),
+            wait_phase=phase,
         )
 
     def __len__(self) -> int:
@@ -131,6 +139,7 @@ class StepComms:
             ended=self.ended[places],
             wait_step=np.repeat(np.arange(len(rows)), waits[rows]),
             waits=self.waits[of_waits],
+            wait_phase=self.wait_phase[of_waits],
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch.autograd import Variable
 
-from ..records import CollectiveShape, CommPlanRecord, CommRecord
+from ..records import PHASES, SAME_PHASE, CollectiveShape, CommPlanRecord, CommRecord
 from .timeline import HostTimeline, Timeline, timeline_for
 
 # A collective that nobody waits for may end after its step: the step's record then waits for it this many steps.
@@ -25,18 +25,19 @@ PATIENCE_STEPS = 3
 # What a group does with collectives: record them, pass them on, or pass those of autograd's engine on twice.
 Mode = Literal["record", "pass", "pass_twice"]
 LOOKED_AT = 2
+_PLACES = {name: place for place, name in enumerate(PHASES)}
 _current_graph_task = torch._C._current_graph_task_id
 
 
 class Collective:
     """One collective of this rank. `shape` is its number with the recorder; stamps are nanoseconds of the host's clock,
-    `waits` marks of the timeline. `work` is the backend's, until its end was seen."""
+    `waits` marks of the timeline with the phase that ran. `work` is the backend's, until its end was seen."""
 
     shape: int
     handed_in: int
     work: Any = None
     ended: int | None = None
-    waits: tuple[tuple[Any, Any], ...] = ()
+    waits: tuple[tuple[Any, Any, str | None], ...] = ()
     graph_task: int = -1
 
 
@@ -176,7 +177,7 @@ class CommRecorder:
 
     def waited(self, collective: Collective, begin: Any) -> None:
         """The timeline has waited for `collective` since mark `begin`."""
-        collective.waits += ((begin, self.timeline.mark()),)
+        collective.waits += ((begin, self.timeline.mark(), self.phase),)
         collective.work = None
 
     def future_taken(self, collective: Collective) -> None:
@@ -202,7 +203,7 @@ class CommRecorder:
                 continue  # nobody was kept waiting, and when it ended is not known
             begin = mark()
             work.wait()
-            each.waits = ((begin, mark()),)
+            each.waits = ((begin, mark(), self.phase),)
 
     def _backward_over(self, step: StepComm, task: int) -> None:
         for each in step.collectives:
@@ -235,15 +236,17 @@ class CommRecorder:
             number = self._plans[plan] = len(self._plans)
             new = self.plan(number)
         ends: list[int | None] = []
-        waits: list[tuple[int, int, int]] = []
+        begun_in = [phase for _, _, phase, _ in self._shapes]
+        waits: list[tuple[int, int, int, int]] = []
         for index, each in enumerate(step.collectives):
             end = None if each.ended is None else each.ended - begin_ns
-            for nth, (a, b) in enumerate(each.waits):
+            for nth, (a, b, phase) in enumerate(each.waits):
                 waited_from, until = since(a), since(b)
                 if nth == 0 and self.sees_ends and (end is None or until < end):
                     end = until  # who waited saw the end at the latest then; the callback may have come later
                 if until > waited_from:
-                    waits.append((waited_from, until, index))
+                    place = SAME_PHASE if phase == begun_in[each.shape] else _PLACES.get(phase, -1)
+                    waits.append((waited_from, until, index, place))
             ends.append(end)
         waits.sort()
         return new, CommRecord(
@@ -251,7 +254,8 @@ class CommRecorder:
             exact=step.exact,
             handed_in_ns=[each.handed_in - begin_ns for each in step.collectives],
             ended_ns=ends,
-            waits=[number for a, b, index in waits for number in (index, a, b)],
+            waits=[number for a, b, index, _ in waits for number in (index, a, b)],
+            waited_in=[n for row, (*_, place) in enumerate(waits) if place != SAME_PHASE for n in (row, place)],
         )
 
     def plan(self, number: int) -> CommPlanRecord:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scalelab.profiles.analysis.collectives import GLOO_THREADS, RankComm, Split, exposed, split, unlike_steps
 from scalelab.profiles.analysis.columns import StepComms
-from scalelab.profiles.records import CollectiveShape, CommRecord
+from scalelab.profiles.records import PHASES, CollectiveShape, CommRecord
 
 SPAN = 60
 NS = 1e-9
@@ -88,14 +88,19 @@ def test_clocks_are_brought_together_by_their_offsets() -> None:
     assert nanoseconds(apart(ranks, [0, 500]), "waiting") == [[28], [0]]
 
 
-def test_exposed_falls_to_the_phase_in_which_a_collective_began() -> None:
-    """A wait in the optimizer for a collective of backward is backward's."""
+def test_exposed_falls_to_the_phase_that_waited() -> None:
+    """That in which the collective was begun, where the record names no other: a wait in the optimizer for one of
+    backward is the optimizer's, one in no phase is nobody's."""
     plan = [collective("forward"), collective("backward"), collective("backward")]
-    found = exposed([rank_comm(plan, times([0, 5, 6], [4, 9, 9], (0, 1, 4), (1, 7, 9)), times([0, 5, 6], [4, 9, 9]))])
-    assert np.round(found.total / NS, 6).tolist() == [[5, 0]]
+    own = times([0, 5, 6], [4, 9, 20], (0, 1, 4), (1, 7, 9), (2, 11, 12), (2, 14, 18))
+    own["waited_in"] = [2, PHASES.index("optimizer"), 3, -1]
+    found = exposed([rank_comm(plan, own, times([0, 5, 6], [4, 9, 9]))])
+    assert np.round(found.total / NS, 6).tolist() == [[10, 0]]
     assert {name: np.round(values / NS, 6).tolist() for name, values in found.phases.items()} == {
         "forward": [[3, 0]],
         "backward": [[2, 0]],
+        "optimizer": [[1, 0]],
+        None: [[4, 0]],
     }
 
 

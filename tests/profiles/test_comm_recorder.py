@@ -13,6 +13,7 @@ from scalelab.launch.setting import Setting
 from scalelab.launch.strategies import ddp
 from scalelab.launch.strategies._native import NativeSharded
 from scalelab.profiles.capture.comm import CommRecorder, Mode
+from scalelab.profiles.records import PHASES
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -41,10 +42,26 @@ def test_times_count_from_the_begin_of_the_step() -> None:
     recorder, clock = opened(1000)
     clock.now = 1010
     one = recorder.begin("all_reduce", 8, "0")
-    one.waits += ((1020, 1050),)
+    one.waits += ((1020, 1050, "forward"),)
     one.ended = 1045
     _, record = recorder.record(recorder.close(), 1000, 1000)
     assert (record.handed_in_ns, record.ended_ns, record.waits) == ([10], [45], [0, 20, 50])
+    assert not record.waited_in
+
+
+def test_a_wait_in_another_phase_names_it() -> None:
+    """A collective of forward that the optimizer waits for, and one that is waited for between the phases."""
+    recorder, clock = opened()
+    first, second = recorder.begin("all_reduce", 8, "0"), recorder.begin("all_reduce", 8, "0")
+    recorder.phase = "optimizer"
+    clock.now = 30
+    recorder.waited(first, 10)
+    recorder.phase = None
+    clock.now = 50
+    recorder.waited(second, 40)
+    _, record = recorder.record(recorder.close(), 0, 0)
+    assert record.waits == [0, 10, 30, 1, 40, 50]
+    assert record.waited_in == [0, PHASES.index("optimizer"), 1, -1]
 
 
 def test_who_waited_saw_the_end() -> None:
@@ -53,7 +70,7 @@ def test_who_waited_saw_the_end() -> None:
     ends: tuple[int | None, ...] = (None, 70)
     for ended in ends:
         one = recorder.begin("all_reduce", 8, "0")
-        one.waits += ((20, 50), (80, 81))
+        one.waits += ((20, 50, "forward"), (80, 81, "forward"))
         one.ended = ended
     _, record = recorder.record(recorder.close(), 0, 0)
     assert record.ended_ns == [50, 50]
