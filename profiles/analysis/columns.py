@@ -82,8 +82,8 @@ def _losses(records: Sequence[StepRecord]) -> tuple[np.ndarray, np.ndarray]:
 class StepComms:
     """Collectives by step: the plan that each step ran, -1 where that was not recorded, and times in nanoseconds from
     the step's begin. Those of step i lie in `handed_in` and `ended` (NaN where no end was seen) from `first[i]` up to
-    `first[i + 1]`; `waits` has rows of collective, begin and end, `wait_step` the step of each, and `wait_phase` the place of its phase in
-    PHASES, -1 for none, SAME_PHASE for that of its collective."""
+    `first[i + 1]`; `waits` has rows of collective, begin and end, `wait_step` the step of each, and `wait_phase` the
+    place of its phase in PHASES, -1 for none, SAME_PHASE for that of its collective."""
 
     plan: np.ndarray
     exact: np.ndarray

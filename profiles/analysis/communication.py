@@ -30,6 +30,7 @@ COMM = (
     "queued_seconds",
     "bus_bandwidth",
     "bus_bandwidth_share",
+    "exact_steps",
     "alone_seconds",
     "message_bytes",
     "clock_residual_seconds",
@@ -212,12 +213,13 @@ def _traffic(run: Run, plans: list[Plan], null: Null) -> dict[str, Any]:
 
 
 def _parts(known: Communication, wire_bytes: float | None, null: Null) -> dict[str, Any]:
-    found: dict[str, Any] = dict.fromkeys((*SPLIT, *WIRE))
+    found: dict[str, Any] = {**dict.fromkeys((*SPLIT, *WIRE)), "exact_steps": 0}
     if known.split is None:
         return {**found, **nulls("comm", (*SPLIT, *WIRE), known.why_not_split, null)}
     for name in SPLIT:
         found[name] = float(getattr(known.split, name.removesuffix("_seconds")).mean())
     exact = known.split.exact
+    found["exact_steps"] = int(exact.sum())
     if not exact.any():
         return {**found, **nulls("comm", WIRE, "no measured step had the ends of all its collectives stamped", null)}
     busy = float(known.split.busy[:, exact].mean())

@@ -18,9 +18,10 @@ from .pauses import Pauses
 from .steps import NotedStep, ScheduledStep, StepWriter, Write
 from .timeline import Timeline
 
-# Of the measured steps, those whose collectives' ends are stamped when they occur, at a cost: the second, and so on.
-EXACT_EVERY = 100
-EXACT_FIRST = 1
+# Of the measured steps, those whose collectives' ends are stamped when they occur, at a cost: the second and every
+# hundredth after it, and two more of the first, so that a short run has more than one.
+EXACT_EVERY, EXACT_FIRST = 100, 1
+EXACT_EARLY = (11, 21)
 
 
 class Gradients(Protocol):
@@ -169,7 +170,8 @@ class _Step:
             probe._current.recomputed = []
         if probe._comm is not None:
             measured = step.role == "measured"
-            probe._comm.open(exact=measured and probe._measured % EXACT_EVERY == EXACT_FIRST)
+            number = probe._measured
+            probe._comm.open(exact=measured and (number % EXACT_EVERY == EXACT_FIRST or number in EXACT_EARLY))
             probe._measured += measured
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -35,13 +35,14 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
 
 def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     comm = summary["comm"]
+    of = f", in {comm['exact_steps']} steps" if comm.get("exact_steps") else ""
     known = {
         "calls_per_step": ("Collectives a step", units.figures, ""),
         "wire_bytes_per_step": ("On the wire, a rank and step", units.size, "payload times the backend's own factor"),
         "exposed_seconds": ("Exposed, a step", units.milliseconds, "the rank was blocked and computed nothing"),
         "overlapped_seconds": ("Behind computing, a step", units.milliseconds, "on the wire while the rank computed"),
         "alone_seconds": ("On this machine at rest", units.milliseconds, "the same collectives one after the other"),
-        "bus_bandwidth": ("Bus bandwidth", _rate, "bytes on the wire over the time that it was busy"),
+        "bus_bandwidth": ("Bus bandwidth", _rate, f"bytes on the wire over the time that it was busy{of}"),
     }
     return [
         (title, show(comm[name]), note if comm[name] is not None else why(summary, f"comm.{name}"))
