@@ -1,0 +1,169 @@
+"""What of an own loop is in no step, what is not known of it, and what must not end it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scalelab
+import torch
+from scalelab.launch.attach import Probe
+from scalelab.launch.own_job import samples_in
+from scalelab.profiles.records import EventRecord, StepRecord
+from scalelab.profiles.storage import OutputError
+from torch import nn
+
+BATCHES = [torch.ones(4, 3)] * 3
+Loop = tuple[Probe, nn.Module, torch.optim.Optimizer]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Loop]:
+    """A probe on one rank, whose first step is warm-up."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = scalelab.Probe.attach(model, optimizer, out=tmp_path, warmup=1)
+    yield probe, model, optimizer
+    probe.close()
+
+
+def epoch(loop: Loop) -> None:
+    probe, model, optimizer = loop
+    for batch in probe.batches(BATCHES):
+        with probe.step():
+            model(batch).sum().backward()
+            optimizer.step()
+
+
+def records(probe: Probe) -> list[StepRecord | EventRecord]:
+    found = probe.folder.records(0)[0]
+    return [each for each in found if isinstance(each, StepRecord | EventRecord)]
+
+
+def test_what_lies_between_epochs_is_an_event_and_tiles_with_the_steps(alone: Loop) -> None:
+    """Each begins where the one before it ended; what only follows another step stays the later one's."""
+    epoch(alone)
+    epoch(alone)
+    with alone[0].event("evaluation"):
+        alone[1](BATCHES[0])
+    epoch(alone)
+    alone[0].close()
+    found = [each for each in records(alone[0]) if not (isinstance(each, EventRecord) and each.event == "flush")]
+    names = [each.event if isinstance(each, EventRecord) else "step" for each in found]
+    assert names == ["step"] * 3 + ["between_epochs"] + ["step"] * 3 + ["between_epochs", "evaluation"] + ["step"] * 3
+    everything = records(alone[0])
+    for before, after in zip(everything, everything[1:], strict=False):
+        assert after.start_seconds == pytest.approx(before.start_seconds + before.seconds, abs=1e-9)
+    summary = alone[0].folder.read("summary.json")
+    assert {row["kind"] for row in summary["events"]} >= {"between_epochs", "evaluation"}
+
+
+def test_an_event_within_a_step_is_refused(alone: Loop) -> None:
+    with alone[0].step(), pytest.raises(ValueError, match="a step is open"), alone[0].event("evaluation"):
+        pass
+
+
+def test_phases_that_a_loop_never_enters_are_null_and_their_time_is_not_lost(tmp_path: Path) -> None:
+    """Without batches drawn through the probe and without an optimizer; on a CPU no copy either."""
+    model = nn.Linear(3, 1)
+    probe = scalelab.Probe.attach(model, out=tmp_path, warmup=1)
+    for _ in range(4):
+        with probe.step():
+            model(BATCHES[0]).sum().backward()
+    probe.close()
+    summary = probe.folder.read("summary.json")
+    phases = summary["phases"]
+    assert {name for name, row in phases.items() if row is None} == {"data", "h2d", "optimizer"}
+    assert sum(row["mean"] for row in phases.values() if row) == pytest.approx(summary["step_seconds"]["mean"])
+    assert summary["detail"]["host_data_seconds"] is None
+    assert "probe.batches" in summary["reasons"]["phases.data"]
+    assert "no optimizer" in summary["reasons"]["phases.optimizer"]
+    assert not {"data", "optimizer"} & set(summary["per_rank"][0]["phases"])
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        (torch.ones(4, 3), 4),
+        ([torch.ones(4, 3), torch.ones(4)], 4),
+        ({"n": 1, "x": torch.ones(5, 2)}, 5),
+        (([torch.ones(3, 8, 9)] * 6, [{"boxes": torch.ones(2, 4)}] * 6), 6),
+        ([{"image": torch.ones(3, 8, 9)}] * 7, 7),
+        ({"images": [torch.ones(3, 8, 9), torch.ones(3, 9, 8)]}, 2),
+        ("text", 0),
+    ],
+)
+def test_samples_are_counted_in_batches_of_many_forms(batch: Any, count: int) -> None:
+    """Of detectors too, where images differ in size and there is no first dimension to go by."""
+    assert samples_in(batch) == count
+
+
+def test_a_loop_may_say_itself_how_many_samples_a_batch_has(alone: Loop) -> None:
+    probe, model, optimizer = alone
+    for batch in probe.batches(BATCHES, samples=lambda batch: 100):
+        with probe.step():
+            model(batch).sum().backward()
+            optimizer.step()
+    assert [each.samples for each in _closed(probe) if isinstance(each, StepRecord)] == [100] * 3
+
+
+def test_batches_that_are_drawn_within_forward_are_no_part_of_it(alone: Loop) -> None:
+    """`next(batches)` as the argument of the model's second call: the ledger closes all the same."""
+    probe, model, optimizer = alone
+    batches = probe.batches(BATCHES * 4)
+    for _ in range(4):
+        with probe.step():
+            loss = sum(model(next(batches)).sum() for _ in range(3))
+            assert isinstance(loss, torch.Tensor)
+            loss.backward()
+            optimizer.step()
+    probe.close()
+    summary = probe.folder.read("summary.json")
+    assert summary["phases"]["unattributed"]["mean"] >= 0
+    assert summary["phases"]["forward"]["mean"] > 0
+
+
+def test_a_disk_that_is_full_ends_no_job(alone: Loop, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is said once, nothing more is recorded, and the folder says that it is not whole."""
+
+    def full(*_: Any) -> None:
+        raise OutputError("the disk is full", hint="make room")
+
+    epoch(alone)
+    alone[0]._append = full
+    epoch(alone)
+    epoch(alone)
+    alone[0].close()
+    status = alone[0].folder.read("status.json")
+    assert (status["state"], status["exit_code"]) == ("failed", 3)
+    assert "the disk is full" in status["cause"]
+    assert capfd.readouterr().err.count("nothing more is recorded") == 1
+
+
+def test_a_job_that_goes_on_after_an_error_has_not_failed(alone: Loop) -> None:
+    """The step that failed is none, and what it took is in no other."""
+    epoch(alone)
+    with pytest.raises(RuntimeError), alone[0].step():
+        raise RuntimeError("out of memory, once")
+    assert alone[0].folder.read("status.json")["state"] == "failed"
+    epoch(alone)
+    found = _closed(alone[0])
+    assert alone[0].folder.read("status.json")["state"] == "finished"
+    assert len([each for each in found if isinstance(each, StepRecord)]) == 6
+    assert len([each for each in found if isinstance(each, EventRecord) and each.event == "between_epochs"]) == 1
+
+
+def test_ctrl_c_is_an_interruption(alone: Loop) -> None:
+    epoch(alone)
+    with pytest.raises(KeyboardInterrupt), alone[0].step():
+        raise KeyboardInterrupt
+    alone[0].close()
+    status = alone[0].folder.read("status.json")
+    assert (status["state"], status["exit_code"]) == ("interrupted", 130)
+
+
+def _closed(probe: Probe) -> list[StepRecord | EventRecord]:
+    probe.close()
+    return records(probe)
