@@ -133,10 +133,11 @@ class FlopsRecord(Base, tag="flops", frozen=True, kw_only=True):
 
 class BatchesRecord(Base, tag="batches", frozen=True, kw_only=True):
     """What this rank's measured micro-batches held, in their order: elements of all their tensors, padding included,
-    and by mask those that were real."""
+    and by mask those that were real. `first_dimensions` are those of the tensors of the commonest one."""
 
     elements: list[int]
     real: dict[str, list[int]] = msgspec.field(default_factory=dict)
+    first_dimensions: list[int] = msgspec.field(default_factory=list)
 
 
 class HostRecord(Base, tag="host", frozen=True, kw_only=True):

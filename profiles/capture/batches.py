@@ -18,6 +18,10 @@ Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 """Shape and dtype of each tensor in a batch, in their order."""
 
 
+FIRST_DIMENSIONS = 16
+"""As many are recorded."""
+
+
 @dataclass
 class Seen:
     """How many micro-batches had which shapes. `filled` has, by mask, how many of the elements in how many rows were
@@ -95,7 +99,9 @@ class BatchTally:
         """What each micro-batch of measured steps held."""
         elements, real = self._measured.elements, self._measured.real
         whole = {name: counts for name, counts in real.items() if len(counts) == len(elements)}
-        return BatchesRecord(elements=elements, real=whole)
+        shapes = next((shapes for shapes, _ in self.seen.shapes.most_common(1)), ())
+        first = sorted({shape[0] for shape, _ in shapes if shape})
+        return BatchesRecord(elements=elements, real=whole, first_dimensions=first[:FIRST_DIMENSIONS])
 
     def like(self, shapes: Shapes, device: str, lengths: Mapping[str, int] | None = None) -> Any:
         """An empty batch of such `shapes`, other leaves as this rank first saw them. A tensor under a key in `lengths`

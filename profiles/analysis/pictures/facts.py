@@ -19,7 +19,7 @@ def facts(run: Run, folder: RunFolder) -> dict[str, Any]:
         "given": told.get("given"),
         "command": told.get("command"),
         "environment": told.get("environment") or {},
-        "notes": told.get("notes") or [],
+        "notes": [*(told.get("notes") or []), *_batches(run)],
         "data": told.get("data"),
         "law": told.get("law"),
         "threads_per_rank": told.get("threads_per_rank"),
@@ -34,6 +34,18 @@ def facts(run: Run, folder: RunFolder) -> dict[str, Any]:
         "diagnosis": diagnosis,
         "diagnosis_unreadable": unreadable,
     }
+
+
+def _batches(run: Run) -> list[str]:
+    """A loader of the user's own may give other batches than it was asked for: samples are counted by what was asked."""
+    asked = (run.run_json.get("config") or {}).get("micro_batch")
+    found = next((rank.batches.first_dimensions for rank in run.ranks if rank.batches is not None), [])
+    if not asked or not found or asked in found:
+        return []
+    return [
+        f"samples count as --micro-batch {asked}, but no tensor of a batch has {asked} in its first dimension "
+        f"({', '.join(map(str, found))}): is the loader's batch another one?"
+    ]
 
 
 def _diagnosis(folder: RunFolder) -> tuple[dict[str, Any] | None, str | None]:
