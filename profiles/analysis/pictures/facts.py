@@ -37,15 +37,14 @@ def facts(run: Run, folder: RunFolder) -> dict[str, Any]:
 
 
 def _batches(run: Run) -> list[str]:
-    """A loader of the user's own may give other batches than it was asked for: samples are counted by what was asked."""
+    """A loader of the user's own may give other batches than it is asked for: samples count by what was asked."""
     asked = (run.run_json.get("config") or {}).get("micro_batch")
     found = next((rank.batches.first_dimensions for rank in run.ranks if rank.batches is not None), [])
     if not asked or not found or asked in found:
         return []
-    return [
-        f"samples count as --micro-batch {asked}, but no tensor of a batch has {asked} in its first dimension "
-        f"({', '.join(map(str, found))}): is the loader's batch another one?"
-    ]
+    there = ", ".join(map(str, found))
+    where = f"no tensor of a batch has {asked} in its first dimension ({there})"
+    return [f"samples count as --micro-batch {asked}, but {where}: is the loader's batch another one?"]
 
 
 def _diagnosis(folder: RunFolder) -> tuple[dict[str, Any] | None, str | None]:
