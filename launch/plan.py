@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,8 +65,12 @@ class Plan:
 
     @property
     def threads_per_rank(self) -> int:
-        """Threads each rank computes with: the cores shared out, one at least."""
-        return max(1, available_cores() // len(self.local_ranks)) if self.devices.kind == "cpu" else 1
+        """Threads each rank computes with on a CPU: OMP_NUM_THREADS where it is set, as under torchrun; else the cores
+        shared out, one at least."""
+        if self.devices.kind != "cpu":
+            return 1
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        return int(given) if given.isdecimal() and int(given) else max(1, available_cores() // len(self.local_ranks))
 
 
 def resolve(config: RunConfig, devices: Devices, *, dry_run: bool = False) -> Plan:
