@@ -55,15 +55,17 @@ class Subject(nn.Module):
         slow: dict[str, float],
         slow_rank: int,
         table: int,
+        tables: int,
         frozen: bool,
         item: bool,
         collect: bool,
     ) -> None:
         super().__init__()
-        self.table = nn.Embedding(table, width) if table else None
-        if self.table is not None and frozen:
-            # Its gradient is made, and an optimizer passes over what has none.
-            self.table.weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+        self.tables = nn.ModuleList(nn.Embedding(table, width) for _ in range(tables if table else 0))
+        if frozen:
+            for each in self.tables:
+                # Its gradient is made, and an optimizer passes over what has none.
+                each.weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         self.item, self.collect = item, collect
         self.blocks = nn.ModuleList(Block(width, inner) for _ in range(layers))
         self.head = nn.Linear(width, 1)
@@ -74,8 +76,8 @@ class Subject(nn.Module):
         if seconds := slow.get("forward"):
             time.sleep(seconds)
         x = batch["x"]
-        if self.table is not None:
-            x = x + self.table(batch["number"])
+        for table in self.tables:
+            x = x + table(batch["number"])
         for block in self.blocks:
             x = block(x)
             if self.item:
@@ -109,11 +111,12 @@ def build_model(
     slow_backward: float = 0.0,
     slow_rank: int = 1,
     table: int = 0,
+    tables: int = 1,
     frozen: bool = False,
     item: bool = False,
     collect: bool = True,
 ) -> nn.Module:
-    """`table` is the rows of an embedding, `frozen` if it gets gradients and no update."""
+    """`table` is the rows of each of `tables` embeddings, `frozen` if they get gradients and no update."""
     slow = {"forward": slow_forward, "backward": slow_backward}
     return Subject(
         width,
@@ -122,6 +125,7 @@ def build_model(
         {name: seconds for name, seconds in slow.items() if seconds},
         slow_rank,
         table,
+        tables,
         frozen,
         item,
         collect,

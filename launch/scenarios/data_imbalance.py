@@ -20,6 +20,6 @@ scenario = Scenario(
     label="data_imbalance",
     plant=lambda strength, world_size: _with(strength),
     remove=lambda strength, world_size: _even(strength),
-    strengths=(1.8, 3.0),
+    strengths=(3.0, 5.0),
     unit="times the tokens",
 )

@@ -25,7 +25,7 @@ PATIENCE_STEPS = 3
 # What a group does with collectives: record them, pass them on, or pass those of autograd's engine on twice.
 Mode = Literal["record", "pass", "pass_twice"]
 LOOKED_AT = 2
-_PLACES = {name: place for place, name in enumerate(PHASES)}
+_PLACES: dict[str | None, int] = {name: place for place, name in enumerate(PHASES)}
 _current_graph_task = torch._C._current_graph_task_id
 
 

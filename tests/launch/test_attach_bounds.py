@@ -126,14 +126,16 @@ def test_batches_that_are_drawn_within_forward_are_no_part_of_it(alone: Loop) ->
     assert summary["phases"]["forward"]["mean"] > 0
 
 
-def test_a_disk_that_is_full_ends_no_job(alone: Loop, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_is_full_ends_no_job(
+    alone: Loop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """It is said once, nothing more is recorded, and the folder says that it is not whole."""
 
     def full(*_: Any) -> None:
         raise OutputError("the disk is full", hint="make room")
 
     epoch(alone)
-    alone[0]._append = full
+    monkeypatch.setattr(alone[0], "_append", full)
     epoch(alone)
     epoch(alone)
     alone[0].close()

@@ -45,7 +45,7 @@ def find(facts: Facts) -> Answer:
     return Finding(
         label="precision_unused",
         evidence=evidence,
-        remedy=Remedy(says="--precision bf16: fp32 parameters, computed under autocast", options={"precision": "bf16"}),
+        remedy=_remedy(facts),
         headroom=Headroom(
             seconds=middle,
             ci95=(least, most),
@@ -53,6 +53,12 @@ def find(facts: Facts) -> Answer:
         ),
         removed={name: np.asarray(values) for name, values in removed.items()},
     )
+
+
+def _remedy(facts: Facts) -> Remedy:
+    if facts.own_loop:
+        return Remedy(says="torch.autocast with bfloat16 around forward: fp32 parameters, products in bf16")
+    return Remedy(says="--precision bf16: fp32 parameters, computed under autocast", options={"precision": "bf16"})
 
 
 rule = Rule(label="precision_unused", devices=("cpu", "cuda"), find=find)

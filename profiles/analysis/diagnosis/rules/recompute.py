@@ -14,7 +14,7 @@ def find(facts: Facts) -> Answer:
     if how == "none":
         return None
     again = facts.recompute
-    if again is None and facts.own_loop:
+    if facts.own_loop:
         return CannotTell(
             label="recompute",
             lacks="whether activations are computed again, which a loop of its own does not tell",
