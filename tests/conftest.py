@@ -18,8 +18,10 @@ for number in (signal.SIGINT, signal.SIGHUP):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data that tests generate lands in a folder that pytest removes."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Data that tests generate lands in a folder that pytest removes, one for all processes that test."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder
 

@@ -76,6 +76,7 @@ def launching(plan: Plan) -> Iterator[Start]:
             if log is None:
                 forker.kill()
                 forker.wait()
+                order.close()
             elif not log.exists():
                 # It ended before it took the order: killed, or by a library's own abort.
                 early.seek(0)
