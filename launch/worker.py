@@ -163,6 +163,8 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 combine=combine,
                 stop=stopping.now,
             )
+            if stopping.agreed is Exit.PREEMPTED:
+                stopping.agreed = Exit.OK  # every step that was asked for is done: there is nothing to resume
         probe.close()
         if together:
             _compare_clocks(rank, boot_ids, control, write)

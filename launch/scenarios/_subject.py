@@ -76,7 +76,7 @@ class Subject(nn.Module):
         if seconds := slow.get("forward"):
             time.sleep(seconds)
         x = batch["x"]
-        for table in self.tables:
+        for table in self.tables.children():
             x = x + table(batch["number"])
         for block in self.blocks:
             x = block(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,11 @@ def test_cells_that_cannot_be_compared(tmp_path: Path) -> None:
     attempt = SweepFolder(folder).attempts()[0]["zero3", 0]
     assert attempt.run is not None
     assert parity in refused(f"{folder}:ddp", str(folder / attempt.run))
+
+
+def test_a_copied_folder_is_no_repeat(tmp_path: Path) -> None:
+    """Neither beside its original nor on the other side."""
+    run, other = made(tmp_path / "a", 1.0), str(made(tmp_path / "b", 1.0))
+    copy = shutil.copytree(run, tmp_path / "a" / "copy")
+    assert "given twice" in refused(f"{run},{copy}", other)
+    assert "on both sides" in refused(str(run), str(copy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scalelab.launch.errors import Exit
@@ -97,3 +98,15 @@ def test_a_rank_that_is_alone_asks_nobody() -> None:
     alone._arrived(signal.SIGINT, None)
     assert alone.after_step()
     assert alone.agreed is Exit.INTERRUPTED
+
+
+@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM, None])
+def test_between_parts_of_a_run_every_call_asks(wish: signal.Signals | None) -> None:
+    """However far ahead the next meeting of the steps is: a part may take long."""
+    asked: list[list[int]] = []
+    stopping = Stopping(lambda values: asked.append(values) or values)
+    stopping._next_check = 10**6
+    if wish is not None:
+        stopping._arrived(wish, None)
+    assert stopping.now() is (wish is not None)
+    assert len(asked) == 1

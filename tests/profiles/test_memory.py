@@ -72,8 +72,8 @@ def test_a_kind_below_nothing_is_a_bug() -> None:
 
 
 def test_the_allocators_figures_of_a_step() -> None:
-    """Peaks since the step began, those of the run before it, and the driver's count of the card."""
-    peaks = iter([(5, 8), (3, 4)])
+    """Peaks since the last step began, the highest of all before it, and the driver's count of the card."""
+    peaks = iter([(5, 8), (4, 9), (2, 2), (3, 4)])
     now: tuple[int, int] = (0, 0)
     calls: list[str] = []
 
@@ -91,17 +91,18 @@ def test_the_allocators_figures_of_a_step() -> None:
         memory_stats=lambda device: {"num_alloc_retries": 2},
     )
     allocator = Allocator(torch.device("cuda"), cuda)
-    allocator.begin()
+    for _ in range(3):
+        allocator.begin()
     assert allocator.end() == AllocatorRecord(
         allocated_peak_bytes=3,
         reserved_peak_bytes=4,
         earlier_allocated_peak_bytes=5,
-        earlier_reserved_peak_bytes=8,
+        earlier_reserved_peak_bytes=9,
         reserved_bytes=4,
         driver_used_bytes=10,
         retries=2,
     )
-    assert calls == ["reset"]
+    assert calls == ["reset"] * 3
 
 
 def memory_step(peak_bytes: int, left: list[int], allocator: AllocatorRecord | None = None) -> MemoryStepRecord:
