@@ -19,7 +19,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,13 +32,13 @@ from ..profiles.capture.memory import peaks
 from ..profiles.capture.pauses import watched_pauses
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
-from ..profiles.records import Record, Role
+from ..profiles.records import Record
 from ..profiles.runfolder import appending
 from ..profiles.storage import OutputError
 from .assemble import ended, start_record
 from .errors import Exit
 from .lock import locked
-from .own_job import is_wrapped, own_rank, run_json, samples_in, share_folder
+from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, share_folder
 from .supervision.verdict import status
 from .text import plain, redacted
 
@@ -74,7 +73,7 @@ class Probe:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._device = device
         self._rank = own_rank()
-        self._stack = contextlib.ExitStack()
+        self._stack, self._files = contextlib.ExitStack(), contextlib.ExitStack()
         self._warmup = warmup
         self._index = 0
         self._samples = 0
@@ -102,13 +101,13 @@ class Probe:
             self._stack.enter_context(locked(self.folder.path))
             self.folder.write("run.json", self._run_json)
             self.folder.write("status.json", status("running", None))
-        self._append = self._stack.enter_context(appending(self.folder.rank_file(self._rank.rank)))
+        self._append = self._files.enter_context(appending(self.folder.rank_file(self._rank.rank)))
         self._write(start_record(self._rank, device, torch.get_num_threads()))
-        pauses = self._stack.enter_context(watched_pauses())
+        pauses = self._files.enter_context(watched_pauses())
         self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, pauses=pauses)
         self._seams = Seams(model, optimizer, self._enter)
         self._groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", None) or []
-        self._current = _OwnStep(0, "warmup")
+        self._current = OwnStep(0, "warmup")
         self._closed = False
         atexit.register(self._end_alone)
 
@@ -141,9 +140,11 @@ class Probe:
         `batches`."""
         if self._open is not None:
             raise ValueError("Probe.event: a step is open; evaluate and save between steps")
+        apart = self._apart
         self._set_apart()
         with self._probe.event(kind, max(0, self._index - 1)):
             yield
+        self._apart = apart
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -158,7 +159,8 @@ class Probe:
         self._seams.end()
         self._inside = False
         self._end(None)
-        self._failure = None  # whatever failed before, the job has gone on
+        if self._failure is not None:
+            self._gone_on()
 
     def loss(self, loss: torch.Tensor) -> None:
         """Within a step: a micro-batch's loss on this rank, for the record. Read later, without waiting."""
@@ -183,22 +185,30 @@ class Probe:
         self._seams.remove()
         self._probe.close()
         self._write(ended(peaks(self._device)))
+        with self._kept():
+            self._files.close()
+        if self._lost is not None:
+            self._settle(status("failed", Exit.PREFLIGHT, cause=f"records are incomplete: {self._lost}"))
         if together and self._failure is None and self._rank.world_size > 1 and distributed.is_initialized():
             distributed.barrier()
         if self._leads:
-            with self._kept():
-                self._conclude()
+            self._settle(status("finished", Exit.OK))
             self._report()
         self._stack.close()
 
-    def _conclude(self) -> None:
-        """Write how the job ended, as far as it is known here."""
-        state = (self.folder.read("status.json") or {}).get("state")
-        if self._lost is not None:
-            cause = f"records are incomplete: {self._lost}"
-            self.folder.write("status.json", status("failed", Exit.PREFLIGHT, cause=cause))
-        elif state == "running" or (state == "failed" and self._failure is None):
-            self.folder.write("status.json", status("finished", Exit.OK))
+    def _settle(self, found: dict[str, Any]) -> None:
+        """Make `found` the job's status, where none but that it runs is told yet."""
+        with contextlib.suppress(Exception):
+            if (self.folder.read("status.json") or {}).get("state") == "running":
+                self.folder.write("status.json", found)
+
+    def _gone_on(self) -> None:
+        """The job goes on after a step that failed on this rank: it runs."""
+        self._failure = None
+        with contextlib.suppress(Exception):
+            culprit = (self.folder.read("status.json") or {}).get("culprit") or {}
+            if culprit.get("rank") == self._rank.rank:
+                self.folder.write("status.json", status("running", None))
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
@@ -229,7 +239,7 @@ class Probe:
     def _begin(self) -> None:
         if self._open is None:
             self._set_apart()
-            self._current = _OwnStep(self._index, "warmup" if self._index < self._warmup else "measured")
+            self._current = OwnStep(self._index, "warmup" if self._index < self._warmup else "measured")
             self._open = self._probe.step(self._current)
             self._open.__enter__()
 
@@ -278,23 +288,11 @@ class Probe:
         self._end(error)
         self._apart = True
         where = {"rank": self._rank.rank, "host": socket.gethostname(), "phase": None, "step": self._index - 1}
-        found = status("failed", Exit.WORKER_DIED, culprit=where, cause=cause)
         if isinstance(error, KeyboardInterrupt):
-            found = status("interrupted", Exit.INTERRUPTED, cause="Ctrl-C")
-        with contextlib.suppress(Exception):
-            if (self.folder.read("status.json") or {}).get("state") == "running":
-                self.folder.write("status.json", found)
+            self._settle(status("interrupted", Exit.INTERRUPTED, culprit=where, cause="Ctrl-C"))
+        else:
+            self._settle(status("failed", Exit.WORKER_DIED, culprit=where, cause=cause))
 
 
 def _say(text: str) -> None:
     print(plain(f"scalelab: {text}"), file=sys.stderr, flush=True)
-
-
-@dataclass
-class _OwnStep:
-    """A step of which the samples and the rate are known when it is over."""
-
-    index: int
-    role: Role
-    lr: float = 0.0
-    samples: int = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..profiles.records import SCHEMA
+from ..profiles.records import SCHEMA, Role
 from ..profiles.runfolder import RunFolder
 from ..profiles.storage import OutputError
 from . import calibrations, environment
@@ -108,14 +109,32 @@ def is_wrapped(model: nn.Module) -> bool:
     return sharded is not None and any(isinstance(parameter, sharded) for parameter in model.parameters())
 
 
+def _one_each(values: Sequence[Any], *, within: bool) -> bool:
+    """Whether a list has an entry for each sample: mappings of the same keys; within a batch, tensors that no collating
+    could have put together, or images (a batch of images has four dimensions)."""
+    if all(isinstance(value, Mapping) for value in values):
+        return len({frozenset(value) for value in values}) == 1
+    if not within or not all(isinstance(value, torch.Tensor) for value in values):
+        return False
+    return len({value.shape for value in values}) > 1 or values[0].dim() <= 3
+
+
 def samples_in(batch: Any, *, within: bool = False) -> int:
     """Samples in a batch: the length of its first tensor, or of the first list in it that has a tensor or a mapping for
     each sample, as detectors' batches do; 0 where there is none."""
     if isinstance(batch, torch.Tensor):
         return len(batch) if batch.dim() else 0
-    if isinstance(batch, list | tuple) and batch:
-        kind = torch.Tensor | Mapping if within else Mapping
-        if all(isinstance(value, kind) for value in batch):
-            return len(batch)
+    if isinstance(batch, list | tuple) and batch and _one_each(batch, within=within):
+        return len(batch)
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
     return next((count for value in values if (count := samples_in(value, within=True))), 0)
+
+
+@dataclass
+class OwnStep:
+    """A step of which the samples and the rate are known when it is over."""
+
+    index: int
+    role: Role
+    lr: float = 0.0
+    samples: int = 0

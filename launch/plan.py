@@ -60,8 +60,8 @@ class Plan:
 
     @property
     def oversubscribed(self) -> bool:
-        """More CPU ranks than cores: times say little about any other machine."""
-        return self.devices.kind == "cpu" and len(self.local_ranks) > available_cores()
+        """More threads of CPU ranks than cores: times say little about any other machine."""
+        return self.devices.kind == "cpu" and len(self.local_ranks) * self.threads_per_rank > available_cores()
 
     @property
     def threads_per_rank(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -50,5 +51,10 @@ def report_after(folder: RunFolder, say: Callable[[str], None]) -> tuple[dict[st
     except OutputError as error:
         say(f"the report could not be written: {error}")
         say(f"hint: {error.hint}; then: scalelab report {folder.path}")
+        return summary, False
+    except Exception as error:
+        # A bug of ours: the run and its summary are none the worse.
+        traceback.print_exc()
+        say(f"the report could not be made: {type(error).__name__}: {error}; please report the lines above")
         return summary, False
     return summary, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -28,7 +29,11 @@ def all_plain(value: Any) -> Any:
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 _USER_IN_ADDRESS = re.compile(r"(?<=://)([^\s@/]*|[^\s@/]+:[^\s@]+)@")
 _SECRET_IN_QUERY = re.compile(r"(?<=[?&])([\w-]*(?:key|token|secret|passw|auth|sig)[\w-]*=)[^&\s'\"]+", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+0-9.,eE]*|true|false|null|None")
+# Of options, whose names say more than variables' do.
+_SECRET_WORDS = {
+    "key", "apikey", "token", "secret", "secrets", "password", "passwd", "passphrase", "pwd", "credential",
+    "credentials", "auth", "authorization", "cookie",
+}  # fmt: skip
 # Shorter values stand in ordinary text by chance.
 _SECRET_CHARACTERS = 8
 HIDDEN = "[hidden]"
@@ -47,16 +52,32 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 def redacted_argument(argument: str) -> str:
     """A word of a command line, without secrets, nor the value of an option that is named like one."""
-    head, sign, value = argument.rpartition("=")
-    return f"{head}={redacted_value(head, value)}" if sign else redacted(argument)
+    names = argument.split("=")
+    for number, name in enumerate(names[:-1], start=1):
+        if _is_secret(name):
+            return f"{'='.join(names[:number])}={HIDDEN}"
+    head, sign, value = argument.partition("={")
+    if sign:
+        try:
+            return f"{head}={json.dumps(redacted_value(head, json.loads('{' + value)))}"
+        except ValueError:  # no JSON
+            return redacted(argument)
+    return redacted(argument)
 
 
 def redacted_value(name: str, value: Any) -> Any:
-    """A value, without secrets; nothing of a text that is named like one. Numbers are shown: `tokens` is no secret."""
+    """A value, without secrets; nothing of what is named like one, at any depth."""
     if isinstance(value, Mapping):
-        return {key: redacted_value(str(key), each) for key, each in value.items()}
+        return {key: redacted_value(f"{name}.{key}", each) for key, each in value.items()}
     if isinstance(value, list):
         return [redacted_value(name, each) for each in value]
-    if not isinstance(value, str):
+    if value is None or isinstance(value, bool):
         return value
-    return HIDDEN if _SECRET_NAME.search(name) and not _NUMBER.fullmatch(value) else redacted(value)
+    if _is_secret(name):
+        return HIDDEN
+    return redacted(value) if isinstance(value, str) else value
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a word of an option's name says so: `api_key` and `auth.token` do, `tokens` and `tokenizer` do not."""
+    return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))

@@ -115,11 +115,11 @@ class Gate:
         found, expected = _series(run, steps), _series(reference, steps)
         if not found or found.keys() != expected.keys():
             return attempt.model_copy(update={"parity": "not checked: its losses were not recorded"})
-        if "grad_norm" not in found:
-            # Losses alone do not see a gradient that was doubled, nor for a while one that was never reduced.
-            return attempt.model_copy(update={"parity": "not checked: gradient norms were not recorded"})
         tolerance = TOLERANCES[cell.precision]
         rows = deviations(found, expected, tolerance=tolerance)
+        if not rows and "grad_norm" not in found:
+            # Losses alone do not see a gradient that was doubled, nor for a while one that was never reduced.
+            return attempt.model_copy(update={"parity": "not checked: gradient norms were not recorded"})
         if not rows:
             apart = f"within {largest(found, expected):.1e} of {REFERENCE} over {steps} steps"
             return attempt.model_copy(update={"parity": apart})

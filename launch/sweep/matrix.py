@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +74,17 @@ def decided_by(cells: Sequence[Planned], devices: Devices, **more: Any) -> str:
     """A hash of what decides the figures of these cells, and of `more` that does."""
     content = {
         "cells": sorted(
-            [planned.cell.name, {name: value for name, value in planned.cell.config.items() if name not in NO_PART}]
+            [
+                planned.cell.name,
+                {name: value for name, value in planned.cell.config.items() if name not in NO_PART},
+                # As given: what is recorded of them is without secrets.
+                planned.given.get("model_option"),
+            ]
             for planned in cells
         ),
         "trained": _trained(cells),
         **more,
-        "device": [devices.kind, devices.name, available_cores()],
+        "device": [devices.kind, devices.name, available_cores(), os.environ.get("OMP_NUM_THREADS")],
         "versions": versions(),
     }
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()[:10]
@@ -118,8 +125,10 @@ def planned(name: str, given: dict[str, Any], devices: Devices, *, gated: bool) 
     try:
         config = resolve(asked, devices).config
     except PreflightError as refusal:
+        config, error = asked, refusal
         # What it would be where what is lacking is there: once it is, the sweep is still this one.
-        config, error = resolve(asked, devices, dry_run=True).config, refusal
+        with contextlib.suppress(ConfigError, PreflightError):
+            config = resolve(asked, devices, dry_run=True).config
     except ConfigError as refusal:
         config, error = asked, refusal
     cell = Cell(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .load import RankRecords, Run
+from .steps import unmarked
 from .withheld import is_withheld
 
 
@@ -48,7 +49,8 @@ def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _phases(run: Run) -> list[tuple[str, np.ndarray]]:
-    return [(f"phase/{name}_seconds", values) for name, values in run.phase_seconds.items()]
+    known = {name: values for name, values in run.phase_seconds.items() if name not in unmarked(run)}
+    return [(f"phase/{name}_seconds", values) for name, values in known.items()]
 
 
 def _rows(steps: list[int], times: Mapping[int, float], seconds: np.ndarray) -> list[list[float]]:

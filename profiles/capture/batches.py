@@ -19,7 +19,7 @@ Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 FIRST_DIMENSIONS = 16
-"""As many are recorded."""
+"""More than as many are not recorded."""
 
 
 @dataclass
@@ -101,7 +101,8 @@ class BatchTally:
         whole = {name: counts for name, counts in real.items() if len(counts) == len(elements)}
         shapes = next((shapes for shapes, _ in self.seen.shapes.most_common(1)), ())
         first = sorted({shape[0] for shape, _ in shapes if shape})
-        return BatchesRecord(elements=elements, real=whole, first_dimensions=first[:FIRST_DIMENSIONS])
+        few = first if len(first) <= FIRST_DIMENSIONS else []
+        return BatchesRecord(elements=elements, real=whole, first_dimensions=few)
 
     def like(self, shapes: Shapes, device: str, lengths: Mapping[str, int] | None = None) -> Any:
         """An empty batch of such `shapes`, other leaves as this rank first saw them. A tensor under a key in `lengths`

@@ -86,9 +86,12 @@ class HostWatch:
     def _children(self, pid: int) -> list[int]:
         """Those of every thread: a loader that a thread draws from has its processes from there."""
         found: list[int] = []
-        for children in (self._proc / str(pid) / "task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found += [int(word) for word in children.read_bytes().split()]
+        # A process or a thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(self._proc / str(pid) / "task"):
+                with contextlib.suppress(OSError):
+                    children = self._proc / str(pid) / "task" / thread / "children"
+                    found += [int(word) for word in children.read_bytes().split()]
         return found
 
     def _meminfo(self) -> dict[str, int]:

@@ -53,7 +53,9 @@ def test_what_lies_between_epochs_is_an_event_and_tiles_with_the_steps(alone: Lo
     alone[0].close()
     found = [each for each in records(alone[0]) if not (isinstance(each, EventRecord) and each.event == "flush")]
     names = [each.event if isinstance(each, EventRecord) else "step" for each in found]
-    assert names == ["step"] * 3 + ["between_epochs"] + ["step"] * 3 + ["between_epochs", "evaluation"] + ["step"] * 3
+    epoch_of_three, between = ["step"] * 3, ["between_epochs"]
+    apart = [*between, "evaluation", *between]
+    assert names == [*epoch_of_three, *between, *epoch_of_three, *apart, *epoch_of_three]
     everything = records(alone[0])
     for before, after in itertools.pairwise(everything):
         assert after.start_seconds == pytest.approx(before.start_seconds + before.seconds, abs=1e-9)
@@ -93,6 +95,8 @@ def test_phases_that_a_loop_never_enters_are_null_and_their_time_is_not_lost(tmp
         (([torch.ones(3, 8, 9)] * 6, [{"boxes": torch.ones(2, 4)}] * 6), 6),
         ([{"image": torch.ones(3, 8, 9)}] * 7, 7),
         ({"images": [torch.ones(3, 8, 9), torch.ones(3, 9, 8)]}, 2),
+        ([{"x": torch.ones(4, 3)}, {"y": torch.ones(4)}], 4),
+        ({"cameras": [torch.ones(4, 3, 8, 9)] * 6}, 4),
         ("text", 0),
     ],
 )

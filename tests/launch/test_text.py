@@ -12,7 +12,14 @@ from scalelab.launch.text import HIDDEN, redacted_argument, redacted_value
     [
         ("--model-option=api_key=abc", f"--model-option=api_key={HIDDEN}"),
         ("--model-option=tokens=384", "--model-option=tokens=384"),
-        ("--model-option=use_auth=true", "--model-option=use_auth=true"),
+        ("--model-option=tokenizer=char", "--model-option=tokenizer=char"),
+        ("--model-option=keypoints=a", "--model-option=keypoints=a"),
+        ("--model-option=authToken=c2VjcmV0==", f"--model-option=authToken={HIDDEN}"),
+        ("--model-option=password=12345678", f"--model-option=password={HIDDEN}"),
+        ("--data=https://me:pw@h/x?version=3", f"--data=https://{HIDDEN}@h/x?version=3"),
+        ("--data=https://h/x?sig=abc&v=1", f"--data=https://h/x?sig={HIDDEN}&v=1"),
+        ('--model-option=o={"token": "a", "n": 1}', f'--model-option=o={{"token": "{HIDDEN}", "n": 1}}'),
+        ('--model-option=credentials={"user": "x"}', f"--model-option=credentials={HIDDEN}"),
         ("--data=s3://me:pass@host/x", f"--data=s3://{HIDDEN}@host/x"),
         ("--steps=3", "--steps=3"),
     ],
@@ -22,9 +29,12 @@ def test_a_word_of_a_command(argument: str, told: str) -> None:
 
 
 def test_options_within_options() -> None:
-    """At any depth, texts alone."""
-    given = {"loader": {"token": "abc", "tokens": 5, "urls": ["https://u:p@h/"]}, "width": 3}
-    told = {"loader": {"token": HIDDEN, "tokens": 5, "urls": [f"https://{HIDDEN}@h/"]}, "width": 3}
+    """At any depth, and under a name that says so all of it."""
+    given = {"loader": {"token": "abc", "tokens": 5, "urls": ["https://u:p@h/"]}, "auth": {"user": "x", "on": True}}
+    told = {
+        "loader": {"token": HIDDEN, "tokens": 5, "urls": [f"https://{HIDDEN}@h/"]},
+        "auth": {"user": HIDDEN, "on": True},
+    }
     assert redacted_value("model_option", given) == told
 
 

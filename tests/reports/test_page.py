@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scalelab.launch import reporting
 from scalelab.launch.cli import run_command
 from scalelab.launch.errors import Exit
 from scalelab.launch.reporting import report_after, summarise_and_report
@@ -197,6 +198,23 @@ def test_the_old_report_stays_where_a_new_one_cannot_be_written(
     assert before == {path.name: path.read_bytes() for path in folder.path.glob("report.*")}
     assert not list(folder.path.glob("*.partial")) + list(folder.path.glob(".*.partial"))
     assert run_command(["report", str(folder.path)]) == Exit.PREFLIGHT
+
+
+def test_a_bug_in_a_rule_costs_no_run_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, with the traceback; the summary is there."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(reporting, "write_diagnosis", broken)
+    folder = made_run(tmp_path)
+    said: list[str] = []
+    summary, reported = report_after(folder, said.append)
+    assert (reported, folder.read("summary.json")["run_id"]) == (False, summary["run_id"])
+    assert "planted" in said[0]
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ['{"schema": 1}', '{"schema": 1, "verd', "[]", '{"verdict": {}, "findings": 3}'])

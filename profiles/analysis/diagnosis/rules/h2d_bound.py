@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ...steps import unmarked
 from ..facts import Facts, milliseconds
-from ..finding import Answer, Evidence, Finding, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._contract import Rule
 
 
 def find(facts: Facts) -> Answer:
+    if (why := unmarked(facts.run).get("h2d")) is not None:
+        lacks = f"how long copies to the device take: {why}"
+        return CannotTell(label="h2d_bound", lacks=lacks, rerun="the model under scalelab run", matters=False)
     removed = {"h2d": facts.own["h2d"]}
     seconds, pinned = float(facts.own["h2d"].mean()), bool(facts.config.get("pin"))
     told = "" if facts.own_loop else f"; the batch is {'' if pinned else 'not '}pinned"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ...steps import unmarked
 from ..facts import Facts, milliseconds
-from ..finding import Answer, Evidence, Finding, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._contract import Rule, larger_batch
 
 
 def find(facts: Facts) -> Answer:
+    if (why := unmarked(facts.run).get("optimizer")) is not None:
+        lacks = f"how long the update takes: {why}"
+        return CannotTell(label="optimizer_bound", lacks=lacks, rerun="it with the optimizer given to Probe.attach")
     removed = {"optimizer": facts.own["optimizer"]}
     seconds = float(facts.own["optimizer"].mean())
     parameters = facts.summary["model"]["parameters"]

@@ -29,6 +29,8 @@ def find(facts: Facts) -> Answer:
             )
         options = _less_often(facts)
         says += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
+        if facts.own_loop:
+            says.append("evaluate and save less often; persistent_workers=True keeps loader processes between epochs")
     gc = facts.garbage
     if gc is not None and facts.share(float(gc.mean())) >= facts.limits.shown_share:
         removed |= facts.spread(gc)
@@ -68,7 +70,7 @@ def _events(facts: Facts) -> dict[str, tuple[int, float]]:
     """Events behind measured steps by kind: how many, and seconds in all, mean over ranks."""
     steps = set(facts.run.complete_steps)
     found: dict[str, tuple[int, float]] = {}
-    for kind in ("checkpoint", "evaluation", "flush"):
+    for kind in ("checkpoint", "evaluation", "flush", "between_epochs"):
         alike = [e for rank in facts.run.ranks for e in rank.events if e.event == kind and e.step in steps]
         if alike:
             found[kind] = (len({e.step for e in alike}), sum(e.seconds for e in alike) / len(facts.run.ranks))
