@@ -61,9 +61,10 @@ class Subject(nn.Module):
         collect: bool,
     ) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(table, width) for _ in range(tables if table else 0))
+        made = [nn.Embedding(table, width) for _ in range(tables if table else 0)]
+        self.tables = nn.ModuleList(made)
         if frozen:
-            for each in self.tables:
+            for each in made:
                 # Its gradient is made, and an optimizer passes over what has none.
                 each.weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         self.item, self.collect = item, collect
@@ -76,7 +77,7 @@ class Subject(nn.Module):
         if seconds := slow.get("forward"):
             time.sleep(seconds)
         x = batch["x"]
-        for table in self.tables.children():
+        for table in self.tables:
             x = x + table(batch["number"])
         for block in self.blocks:
             x = block(x)
