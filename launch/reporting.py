@@ -56,5 +56,6 @@ def report_after(folder: RunFolder, say: Callable[[str], None]) -> tuple[dict[st
         # A bug of ours: the run and its summary are none the worse.
         traceback.print_exc()
         say(f"the report could not be made: {type(error).__name__}: {error}; please report the lines above")
+        say(f"hint: scalelab report {folder.path} tries again")
         return summary, False
     return summary, True

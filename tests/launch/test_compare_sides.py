@@ -168,7 +168,8 @@ def test_cells_that_cannot_be_compared(tmp_path: Path) -> None:
 
 def test_a_copied_folder_is_no_repeat(tmp_path: Path) -> None:
     """Neither beside its original nor on the other side."""
-    run, other = made(tmp_path / "a", 1.0), str(made(tmp_path / "b", 1.0))
+    run = made(tmp_path / "a", 1.0, facts={"run_id": "20260101T000000Z-x-ffffff"})
+    other = str(made(tmp_path / "b", 1.0))
     copy = shutil.copytree(run, tmp_path / "a" / "copy")
     assert "given twice" in refused(f"{run},{copy}", other)
     assert "on both sides" in refused(str(run), str(copy))
