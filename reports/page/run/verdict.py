@@ -94,9 +94,10 @@ def _next(verdict: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
 
 
 def _diagnosis(diagnosis: Mapping[str, Any]) -> list[str]:
-    verdict, findings = diagnosis["verdict"], diagnosis["findings"]
+    verdict = diagnosis["verdict"]
     lines = [f"Diagnosis: {verdict['label']}. {verdict.get('says') or ''}".strip()]
-    for finding in findings[:1]:
+    # Others cost too little, or too unsurely, to act on; the card of `scalelab diagnose` has them.
+    for finding in [each for each in diagnosis["findings"] if each.get("counts")][:1]:
         lines += [each["says"] for each in finding["evidence"]]
         lines.append(f"Next: {finding['next']['says']}")
     return lines
