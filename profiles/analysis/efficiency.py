@@ -106,8 +106,15 @@ def efficiency(
     else:
         rate = samples / step_seconds["mean"]
         limit = found["peak"]["flops_per_second"] * found["peak"]["devices"]
-        found["mfu"] = flops * rate / limit
-        found["hfu"] = (flops + model["recomputed_flops_per_sample"]) * rate / limit
+        done = (flops + model["recomputed_flops_per_sample"]) * rate
+        if done <= limit:
+            found["mfu"], found["hfu"] = flops * rate / limit, done / limit
+        else:
+            # Such as matrix products of a dtype that a processor emulates, where convolutions are faster.
+            why = (
+                f"{done:.3g} FLOP/s were computed, more than the {limit:.3g} of {found['peak']['source']}: that is no "
+                "peak of what this model computes"
+            )
     if found["mfu"] is None:
         nulls("utilization", ("mfu", "hfu"), why, null)
     if flops and useful is not None:

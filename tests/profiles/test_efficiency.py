@@ -94,6 +94,14 @@ def calibrated(**rates: float) -> dict[str, Any]:
     return CALIBRATION.model_copy(update={"matmul_flops_per_second": found}).model_dump()
 
 
+def test_more_than_the_peak_is_no_share_of_it(tmp_path: Path) -> None:
+    """A calibration of a dtype that the processor emulates may be far below what convolutions reach."""
+    found = summary(tmp_path, name="X9", calibration=calibrated(bf16=0.5e12))
+    assert (found["utilization"]["mfu"], found["utilization"]["hfu"]) == (None, None)
+    assert "is no peak of what this model computes" in found["reasons"]["utilization.mfu"]
+    assert found["utilization"]["peak"] is not None
+
+
 def test_an_unknown_device_is_held_against_its_calibration(tmp_path: Path) -> None:
     """A card against its own rate; a processor against that of the host, which its ranks share; a listed card against
     its data sheet all the same."""
