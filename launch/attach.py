@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -38,9 +37,9 @@ from ..profiles.storage import OutputError
 from .assemble import ended, start_record
 from .errors import Exit
 from .lock import locked
-from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, share_folder
+from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, say, share_folder
 from .supervision.verdict import status
-from .text import plain, redacted
+from .text import redacted
 
 WARMUP_STEPS = 5
 
@@ -130,7 +129,12 @@ class Probe:
                 except StopIteration:
                     break
             self._samples += samples(batch)
-            yield batch
+            try:
+                yield batch
+            except GeneratorExit:  # the loop was left before the loader's end
+                if not self._inside:
+                    break
+                raise
         self._drop()
         self._apart = True
 
@@ -140,11 +144,14 @@ class Probe:
         `batches`."""
         if self._open is not None:
             raise ValueError("Probe.event: a step is open; evaluate and save between steps")
-        apart = self._apart
+        apart, failed = self._apart, True
         self._set_apart()
-        with self._probe.event(kind, max(0, self._index - 1)):
-            yield
-        self._apart = apart
+        try:
+            with self._probe.event(kind, max(0, self._index - 1)):
+                yield
+            failed = False
+        finally:
+            self._apart = apart or failed
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -218,7 +225,7 @@ class Probe:
         except OutputError as error:
             if self._lost is None:
                 self._lost = str(error)
-                _say(f"nothing more is recorded: {error}; the job goes on")
+                say(f"nothing more is recorded: {error}; the job goes on")
 
     def _write(self, *records: Record) -> None:
         if self._lost is None:
@@ -230,11 +237,10 @@ class Probe:
         from .reporting import report_after
 
         try:
-            report_after(self.folder, _say)
+            report_after(self.folder, say)
         except Exception as error:
-            # Not a warning: a job may have made errors of those.
             with contextlib.suppress(Exception):
-                _say(f"no report: {type(error).__name__}: {error}; scalelab report {self.folder.path} makes it")
+                say(f"no report: {type(error).__name__}: {error}; scalelab report {self.folder.path} makes it")
 
     def _begin(self) -> None:
         if self._open is None:
@@ -269,7 +275,7 @@ class Probe:
         """A step that was begun by asking for a batch, and had none, is no step."""
         if self._open is not None:
             self._probe.drop()
-            self._open = None
+            self._open, self._samples = None, 0
 
     def _enter(self, phase: str) -> AbstractContextManager[None]:
         """The probe's phase, within a step; outside of one only waiting for a batch opens it."""
@@ -292,7 +298,3 @@ class Probe:
             self._settle(status("interrupted", Exit.INTERRUPTED, culprit=where, cause="Ctrl-C"))
         else:
             self._settle(status("failed", Exit.WORKER_DIED, culprit=where, cause=cause))
-
-
-def _say(text: str) -> None:
-    print(plain(f"scalelab: {text}"), file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from ..profiles.storage import OutputError
 from . import calibrations, environment
 from .assemble import describe_device
 from .ranks import Rank
-from .text import redacted_argument
+from .text import plain, redacted_argument
 
 
 def own_rank() -> Rank:
@@ -95,6 +95,11 @@ def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device:
             "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         },
     }
+
+
+def say(text: str) -> None:
+    """Print to the job's stderr. No warning: a job may have made errors of those."""
+    print(plain(f"scalelab: {text}"), file=sys.stderr, flush=True)
 
 
 def is_wrapped(model: nn.Module) -> bool:

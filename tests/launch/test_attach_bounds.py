@@ -63,6 +63,34 @@ def test_what_lies_between_epochs_is_an_event_and_tiles_with_the_steps(alone: Lo
     assert {row["kind"] for row in summary["events"]} >= {"between_epochs", "evaluation"}
 
 
+def test_a_loop_that_is_left_early_ends_its_epoch_too(alone: Loop) -> None:
+    """As with so many steps an epoch; also with a batch that was drawn and not used, whose step is none."""
+    probe, model, optimizer = alone
+    for unused in (False, True):
+        for number, batch in enumerate(probe.batches(BATCHES)):
+            if unused and number == 1:
+                break
+            with probe.step():
+                model(batch).sum().backward()
+                optimizer.step()
+            if number == 1:
+                break
+    epoch(alone)
+    found = [each for each in _closed(probe) if not (isinstance(each, EventRecord) and each.event == "flush")]
+    names = [each.event if isinstance(each, EventRecord) else "step" for each in found]
+    assert names == ["step", "step", "between_epochs", "step", "between_epochs", "step", "step", "step"]
+    assert all(each.samples == 4 for each in found if isinstance(each, StepRecord))
+
+
+def test_an_evaluation_that_fails_is_in_no_step(alone: Loop) -> None:
+    epoch(alone)
+    with pytest.raises(RuntimeError), alone[0].event("evaluation"):
+        raise RuntimeError("no such metric")
+    epoch(alone)
+    found = [each.event for each in _closed(alone[0]) if isinstance(each, EventRecord) and each.event != "flush"]
+    assert found == ["between_epochs"] * 2
+
+
 def test_an_event_within_a_step_is_refused(alone: Loop) -> None:
     with alone[0].step(), pytest.raises(ValueError, match="a step is open"), alone[0].event("evaluation"):
         pass
