@@ -17,6 +17,7 @@ from ..profiles.records import MemoryStepRecord, Record
 from . import recompute
 from .assemble import Job
 from .loop import train
+from .optimizer import make_optimizer
 from .schedule import Step
 
 # Of the last the kinds and the timeline are recorded. What each leaves behind is compared with the one before: three
@@ -68,5 +69,6 @@ def follow_memory(
         traceback.clear_frames(error.__traceback__)
         write(MemoryStepRecord(step=first, failed=f"a step failed: {type(error).__name__}: {error}"))
         return False
-    write(watch.record(steps[-1].index, operator_seconds(job.device)))
+    costs = operator_seconds(job.device, lambda small: make_optimizer(small, job.setting))
+    write(watch.record(steps[-1].index, costs))
     return True

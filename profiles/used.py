@@ -94,7 +94,7 @@ class MemoryStepRecord(Base, tag="memory_step", frozen=True, kw_only=True):
     allocator: AllocatorRecord | None = None
     host_syncs: list[HostSync] = msgspec.field(default_factory=list)
     operators: dict[str, int] | None = None
-    operator_seconds: float | None = None
+    operator_seconds_by_phase: dict[str, float] | None = None
 
 
 class CountedFlops(Part, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ what they are named for: they wait, compute, read or allocate where a job at fau
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import os
@@ -19,6 +20,28 @@ import torch
 from PIL import Image
 from torch import distributed, nn
 from torch.nn import functional as F
+
+# Of glibc's malloc.h. A step's tensors take memory that the step before gave back, as they do of a caching allocator:
+# memory that the kernel maps anew in every step would cost a planted run more than the fault in it.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def _keep_what_is_freed() -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_TRIM_THRESHOLD, -1)
+        libc.mallopt(_MMAP_MAX, 0)
+
+
+class Plain(nn.Module):
+    """Few operators for its weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width) * 0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
 
 
 class Block(nn.Module):
@@ -58,25 +81,33 @@ class Subject(nn.Module):
         tables: int,
         frozen: bool,
         item: bool,
+        objects: int,
         collect: bool,
+        per_token: float,
     ) -> None:
         super().__init__()
         made = [nn.Embedding(table, width) for _ in range(tables if table else 0)]
         self.tables = nn.ModuleList(made)
+        self._apart: list[torch.Tensor | None] = []
         if frozen:
             for each in made:
-                # Its gradient is made, and an optimizer passes over what has none.
-                each.weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
-        self.item, self.collect = item, collect
-        self.blocks = nn.ModuleList(Block(width, inner) for _ in range(layers))
+                each.weight.register_post_accumulate_grad_hook(self._set_apart)
+        self.item, self.objects, self.collect = item, objects, collect
+        self.blocks = nn.ModuleList(Block(width, inner) if inner else Plain(width) for _ in range(layers))
         self.head = nn.Linear(width, 1)
-        self.slow, self.slow_rank = slow, slow_rank
+        self.slow, self.slow_rank, self.per_token = slow, slow_rank, per_token
+
+    def _set_apart(self, weight: torch.Tensor) -> None:
+        """An optimizer passes over what has no gradient. It is made all the same, and lives as long as others."""
+        self._apart.append(weight.grad)
+        weight.grad = None
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self._apart.clear()
         slow = self.slow if _rank() == self.slow_rank else {}
-        if seconds := slow.get("forward"):
-            time.sleep(seconds)
         x = batch["x"]
+        if seconds := slow.get("forward", self.per_token * x.shape[0] * x.shape[1]):
+            time.sleep(seconds)
         for table in self.tables:
             x = x + table(batch["number"])
         for block in self.blocks:
@@ -85,19 +116,11 @@ class Subject(nn.Module):
                 float(x.mean().item())  # the host waits for the device here
         if seconds := slow.get("backward"):
             x = _Late.apply(x, seconds)
-        if "garbage" in batch:
-            _collect(int(batch["garbage"]), self.collect)
+        if self.objects and not _held:
+            _held.extend([] for _ in range(self.objects))  # here, as a job fills a cache
+        if self.collect:
+            gc.collect()
         return (self.head(x).squeeze(-1).float() - batch["x"].sum(-1).sin()).square().mean()
-
-
-def _collect(count: int, collect: bool) -> None:
-    """Make `count` objects in cycles and have the collector find them, as code does that calls gc.collect() itself, or
-    as many that are in none, which nobody has to look for."""
-    for _ in range(count):
-        ring: list[Any] = []
-        ring.append(ring if collect else None)
-    if collect:
-        gc.collect()
 
 
 def _rank() -> int:
@@ -115,9 +138,13 @@ def build_model(
     tables: int = 1,
     frozen: bool = False,
     item: bool = False,
-    collect: bool = True,
+    objects: int = 0,
+    collect: bool = False,
+    per_token: float = 0.0,
 ) -> nn.Module:
-    """`table` is the rows of each of `tables` embeddings, `frozen` if they get gradients and no update."""
+    """`table` is the rows of each of `tables` embeddings, `frozen` if they get gradients and no update. `per_token`
+    seconds a forward waits for each token, as for a device that computes it."""
+    _keep_what_is_freed()
     slow = {"forward": slow_forward, "backward": slow_backward}
     return Subject(
         width,
@@ -129,11 +156,13 @@ def build_model(
         tables,
         frozen,
         item,
+        objects,
         collect,
+        per_token,
     )
 
 
-_held: list[bytes] = []
+_held: list[object] = []
 
 
 def _fill(used: str, limit: str, share: str) -> None:
@@ -172,17 +201,18 @@ def build_loader(
     slow_data: float = 0.0,
     slow_data_rank: int = -1,
     uneven: float = 0.0,
+    evened: bool = False,
     images: int = 0,
     decode: str = "scaled",
     disk_bytes_per_second: float = 0.0,
     sample_bytes: int = 1 << 20,
-    garbage: int = 0,
     ballast: str = "",
 ) -> Iterable[dict[str, torch.Tensor]]:
     """Batches made beforehand, handed out in turn, each after what the fault has to do: wait (`slow_data` on
     `slow_data_rank`, -1 is every rank), decode so many `images` a sample, read samples from a file at a rate.
 
-    `uneven` gives rank 1 so many times more tokens, and each batch a length of its own. `ballast` is
+    `uneven` gives rank 1 so many times more tokens, and each batch a length of its own; `evened` gives every rank the
+    mean of those. `ballast` is
     `PATH:PATH:SHARE`, a cgroup's files with the bytes used and their limit, and up to which share memory is taken.
     """
     if ballast:
@@ -190,12 +220,9 @@ def build_loader(
     generator = torch.Generator().manual_seed(seed * 1000 + rank)
     lengths = [tokens] * 4
     if uneven:
-        more = uneven if rank == 1 else 1.0
-        lengths = [round(tokens * more * (0.7 + 0.6 * float(torch.rand((), generator=generator)))) for _ in range(7)]
+        of_ranks = [_lengths(tokens * (uneven if each == 1 else 1.0), seed, each) for each in range(world_size)]
+        lengths = [sum(row) // world_size for row in zip(*of_ranks, strict=True)] if evened else of_ranks[rank]
     made = [_batch(micro_batch, length, width, table, generator) for length in lengths]
-    for batch in made:
-        if garbage:
-            batch["garbage"] = torch.tensor(garbage)
     before: list[Callable[[], object]] = []
     if slow_data and slow_data_rank in (-1, rank):
         before.append(lambda: time.sleep(slow_data))
@@ -205,6 +232,11 @@ def build_loader(
     if disk_bytes_per_second:
         before.append(lambda: _read(micro_batch * sample_bytes, disk_bytes_per_second))
     return _Batches(made, before)
+
+
+def _lengths(mean: float, seed: int, rank: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1000 + rank)
+    return [round(mean * (0.7 + 0.6 * float(torch.rand((), generator=generator)))) for _ in range(7)]
 
 
 class _Batches:

@@ -14,7 +14,9 @@ from ._contract import NO_PREFIX, Planted, Scenario, subject
 def _neighbours(count: int) -> Iterator[Sequence[Sequence[str]]]:
     """Processes that do nothing but compute, ended with the run; each ends by itself when this process is gone."""
     code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100000))"
-    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    # Each in a session of its own: Linux gives sessions like shares of the cores (sched(7), autogroup), and would give
+    # all of them together no more than the run.
+    started = [subprocess.Popen([sys.executable, "-c", code], start_new_session=True) for _ in range(count)]
     try:
         yield NO_PREFIX
     finally:
@@ -34,7 +36,7 @@ scenario = Scenario(
     label="cpu_contention",
     plant=lambda strength, world_size: _with(round(strength)),
     remove=lambda strength, world_size: _with(0),
-    strengths=(2, 4),
+    strengths=(5, 7),
     unit="processes",
     world_sizes=(1, 2),
 )

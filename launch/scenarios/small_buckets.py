@@ -6,7 +6,7 @@ from ._contract import Planted, Scenario, subject
 
 
 def _with(layers: float, bucket_mb: float, **more: bool) -> Planted:
-    model = subject(width=160, inner=160, tokens=16, layers=round(layers))
+    model = subject(width=164, inner=0, tokens=16, layers=round(layers))
     return Planted(options={**model, "micro_batch": 2, "bucket_mb": bucket_mb, **more})
 
 
@@ -18,5 +18,5 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, 0.1, counterfactual=True),
     remove=lambda strength, world_size: _with(strength, 25.0),
     strengths=(30, 60),
-    unit="layers of 0.2 MiB",
+    unit="layers of 0.1 MiB",
 )

@@ -113,7 +113,7 @@ class MemoryProbe:
     def event(self, kind: Any, step: int) -> AbstractContextManager[dict[str, Any]]:
         return nullcontext({})
 
-    def record(self, step: int, operator_seconds: float | None = None) -> MemoryStepRecord:
+    def record(self, step: int, operator_seconds: dict[str, float] | None = None) -> MemoryStepRecord:
         """Of the steps so far, the last of which was `step`."""
         log = self._log
         if log.failed is not None:
@@ -135,7 +135,7 @@ class MemoryProbe:
             allocator=self._figures,
             host_syncs=self._syncs.found(),
             operators=None if self._operators is None else dict(self._operators.calls),
-            operator_seconds=operator_seconds,
+            operator_seconds_by_phase=operator_seconds,
         )
 
     def _left_by(self) -> str | None:

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 LAYERS, WIDTH = 20, 8
 REPEATS = 15
+# Operators that pass over a list of tensors, one after the other.
+LISTED = ("aten._foreach", "aten._fused")
 
 
 class OperatorCount:
@@ -31,8 +33,15 @@ class OperatorCount:
 
     def heard(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An operator ran, on the calling thread."""
-        self.calls[self.phase or ""] += 1
+        self.calls[self.phase or ""] += calls_of(func, args)
         self._then(func, args, kwargs, result)
+
+
+def calls_of(func: Any, args: Any) -> int:
+    """1; of an operator over a list of tensors, as optimizers have them, one for each."""
+    if args and isinstance(args[0], list | tuple) and str(func).startswith(LISTED):
+        return len(args[0])
+    return 1
 
 
 class _Counting(TorchDispatchMode):
@@ -41,7 +50,7 @@ class _Counting(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
+        self.count += calls_of(func, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -56,25 +65,36 @@ class _Small(nn.Module):
         return x + self.down(functional.gelu(self.up(self.norm(x))))
 
 
-def operator_seconds(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """What an operator costs the host: the median over some forward and backward passes of small layers, by the
-    operators in them. On CUDA the time to launch them."""
+def operator_seconds(
+    device: torch.device,
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """What an operator costs the host, by phase: the median over some passes of small layers, by the operators in them.
+    On CUDA the time to launch them."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the global generator is the training's
         layers = nn.Sequential(*(_Small() for _ in range(LAYERS)))
     layers.to(device)
     x = torch.ones(1, 2, WIDTH, device=device)
-
-    def run() -> None:
-        layers(x).sum().backward()
-
-    run()
-    with _Counting() as counting:
-        run()
-    took = []
+    optimizer = make_optimizer(list(layers.parameters()))
+    losses: list[torch.Tensor] = []
+    passes: dict[str, Callable[[], object]] = {
+        "forward": lambda: losses.append(layers(x).sum()),
+        "backward": lambda: losses.pop().backward(),
+        "optimizer": lambda: (optimizer.step(), optimizer.zero_grad()),
+    }
+    for act in passes.values():
+        act()
+    calls, took = {}, {phase: [] for phase in passes}
+    for phase, act in passes.items():
+        with _Counting() as counting:
+            act()
+        calls[phase] = counting.count
     for _ in range(REPEATS):
-        begin = clock()
-        run()
-        took.append(clock() - begin)
+        for phase, act in passes.items():
+            begin = clock()
+            act()
+            took[phase].append(clock() - begin)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return statistics.median(took) / counting.count
+    return {phase: statistics.median(took[phase]) / calls[phase] for phase in passes}

@@ -168,18 +168,19 @@ class Facts:
         return {name: np.stack(each) for name, each in rows.items() if len(each) == len(self.run.ranks)}
 
     @functools.cached_property
-    def operators(self) -> tuple[dict[str, int], float] | None:
-        """Operators of a step by phase, the most of any rank, and what a small one costs the host, mean over ranks."""
+    def operators(self) -> tuple[dict[str, int], dict[str, float]] | None:
+        """By phase: operators of a step, the most of any rank, and what a small one costs the host, mean over ranks."""
         found = [
-            (step.operators, step.operator_seconds)
+            (step.operators, step.operator_seconds_by_phase)
             for rank in self.run.ranks
-            if (step := rank.memory_step) and step.operators is not None and step.operator_seconds is not None
+            if (step := rank.memory_step) and step.operators is not None and step.operator_seconds_by_phase is not None
         ]
         if not found:
             return None
+        costs = [each for _, each in found]
         return (
             max((calls for calls, _ in found), key=lambda calls: sum(calls.values())),
-            float(np.mean([each for _, each in found])),
+            {phase: float(np.mean([each[phase] for each in costs])) for phase in costs[0]},
         )
 
     @functools.cached_property

@@ -105,7 +105,9 @@ def made(
 
 
 COUNTED = MemoryStepRecord(
-    step=STEPS, operators={"forward": 100, "backward": 200, "optimizer": 5}, operator_seconds=5e-6
+    step=STEPS,
+    operators={"forward": 100, "backward": 200, "optimizer": 5},
+    operator_seconds_by_phase=dict.fromkeys(("forward", "backward", "optimizer"), 5e-6),
 )
 
 

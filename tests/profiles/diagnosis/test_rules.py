@@ -53,7 +53,11 @@ def crowded(delay: float, others: float) -> Run:
 
 
 def calls(number: int) -> Run:
-    counted = MemoryStepRecord(step=STEPS, operators={"forward": number, "backward": 2 * number}, operator_seconds=5e-6)
+    counted = MemoryStepRecord(
+        step=STEPS,
+        operators={"forward": number, "backward": 2 * number},
+        operator_seconds_by_phase=dict.fromkeys(("forward", "backward"), 5e-6),
+    )
     return made(memory_step=counted, extra=late(None, "forward", number * 1e-6))
 
 

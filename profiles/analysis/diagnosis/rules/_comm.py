@@ -14,7 +14,8 @@ from ..finding import COMMUNICATION, CannotTell, Headroom
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """`latency_share` of the headroom goes to calls whatever they carry; `how` says from what that is known."""
+    """`latency_share` of the headroom would be saved if the same bytes went in as few calls as can be, which nothing
+    computes beside; `how` says from what that is known."""
 
     headroom: Headroom
     removed: dict[str, np.ndarray]
@@ -29,7 +30,7 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
     comm, known = facts.summary["comm"], facts.known
     calls = comm["calls_per_step"] or 0.0
     payload = float(sum((comm["payload_bytes_per_step"] or {}).values()))
-    share, how = _latency_share(facts, calls)
+    times, how = _times(facts, calls)
     if known.split is not None:
         blocked = known.split.transfer + known.split.queued
         removed = {COMMUNICATION: blocked}
@@ -43,6 +44,7 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
                 ci95=(low - waiting, high - waiting),
                 method=f"{free.method}, on a wire that takes no time, less what ranks wait for late ones",
             )
+        share = _saved_share(headroom, *times)
         return Cost(
             headroom=headroom, removed=removed, latency_share=share, calls=calls, bytes_per_step=payload, how=how
         )
@@ -62,13 +64,24 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
             rerun="the run again with --profile-steps 5, or with --counterfactual",
         )
     removed = {COMMUNICATION: np.full_like(facts.own_total, free.seconds)}
+    share = _saved_share(free, *times)
     return Cost(headroom=free, removed=removed, latency_share=share, calls=calls, bytes_per_step=payload, how=how)
 
 
-def _latency_share(facts: Facts, calls: float) -> tuple[float, str]:
-    """Of what the collectives take, the part that merging them into few would save."""
+def _saved_share(cost: Headroom, now_seconds: float, merged_seconds: float) -> float:
+    """Of what communication costs, the part that merging it into few calls would save: at most the part of what calls
+    take, as a slow wire is slow for few of them too, and not what the merged ones take, as nothing computes beside
+    them."""
+    if min(cost.seconds, now_seconds) <= 0:
+        return 0.0
+    return max(0.0, 1 - merged_seconds / min(cost.seconds, now_seconds))
+
+
+def _times(facts: Facts, calls: float) -> tuple[tuple[float, float], str]:
+    """What a step's collectives take one after the other, as they are and merged into one call of each kind; and from
+    what that is known."""
     if not calls:
-        return 0.0, "nothing is sent"
+        return (0.0, 0.0), "nothing is sent"
     plan = facts.known.plans[0] if facts.known.plans else []
     sizes = [(each.kind, each.payload_bytes) for each in plan if each.kind != "barrier"]
     merged: dict[str, int] = {}
@@ -77,19 +90,19 @@ def _latency_share(facts: Facts, calls: float) -> tuple[float, str]:
     fitted = fit(facts.run, facts)
     if fitted is not None:
         per_call, per_byte = fitted
-        total = per_call * len(sizes) + per_byte * sum(size for _, size in sizes)
-        saved = per_call * (len(sizes) - len(merged))
-        return saved / max(total, 1e-12), "the times of this run's own collectives by their size"
+        carried = per_byte * sum(merged.values())
+        times = per_call * len(sizes) + carried, per_call * len(merged) + carried
+        return times, "the times of this run's own collectives by their size"
     calibration = facts.run.calibration
     if calibration is not None and calibration.ranks == facts.world_size:
         now = [collective_seconds(calibration, kind, size) for kind, size in sizes]
         then = [collective_seconds(calibration, kind, size) for kind, size in merged.items()]
-        if None not in now and None not in then and sum(each or 0.0 for each in now) > 0:
-            whole, less = sum(each or 0.0 for each in now), sum(each or 0.0 for each in then)
-            return max(0.0, 1 - less / whole), f"the calibration {calibration.name}"
+        if None not in now and None not in then:
+            times = sum(each or 0.0 for each in now), sum(each or 0.0 for each in then)
+            return times, f"the calibration {calibration.name}"
     blocked = facts.summary["comm"]["exposed_seconds"] or facts.step_seconds
-    least = facts.limits.gloo_call_seconds * (len(sizes) - len(merged))
-    return min(1.0, least / max(blocked, 1e-12)), "what a call over gloo takes that carries nothing"
+    saved = facts.limits.gloo_call_seconds * (len(sizes) - len(merged))
+    return (blocked, max(0.0, blocked - saved)), "what a call over gloo takes that carries nothing"
 
 
 def fit(run: Run, facts: Facts) -> tuple[float, float] | None:
@@ -103,7 +116,10 @@ def fit(run: Run, facts: Facts) -> tuple[float, float] | None:
     for rank, comm in zip(run.ranks, comms, strict=True):
         for step in np.flatnonzero(exact):
             begin, end = comm.first[step], comm.first[step + 1]
-            took = (comm.ended[begin:end] - comm.handed_in[begin:end]) * 1e-9
+            ended = comm.ended[begin:end]
+            # They go one after the other: one that is handed in before the last has ended begins then.
+            began = np.fmax(comm.handed_in[begin:end], np.concatenate(([0.0], ended))[:-1])
+            took = (ended - began) * 1e-9
             for collective, seconds in zip(rank.comm_plans[int(comm.plan[step])], took.tolist(), strict=True):
                 if collective.kind != "barrier" and not np.isnan(seconds):
                     times.setdefault(collective.payload_bytes, []).append(seconds)

@@ -39,7 +39,9 @@ def find(facts: Facts) -> Answer:
             matters=False,
         )
     # What others on its core take of a rank's time follows nothing that its batch holds.
-    own = facts.own["forward"] + facts.own["backward"] if facts.on_core is None else facts.on_core
+    own = facts.own["forward"] + facts.own["backward"]
+    if facts.device == "cpu" and facts.run_delay is not None:
+        own = own - facts.run_delay
     fits = [fit for name, values in held.items() if (fit := _fit(name, values, own, facts)) is not None]
     if not fits:
         return None

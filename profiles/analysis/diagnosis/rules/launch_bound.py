@@ -25,16 +25,15 @@ def _on_host(facts: Facts) -> Answer:
             matters=False,
         )
     calls, each = counted
-    removed = {name: np.minimum(facts.own[name], calls.get(name, 0) * each) for name in PHASES if calls.get(name)}
+    removed = {name: np.minimum(facts.own[name], calls[name] * each[name]) for name in PHASES if calls.get(name)}
     if not removed:
         return None
-    number = sum(calls.get(name, 0) for name in PHASES)
+    by_phase = ", ".join(f"{name} {calls[name]:,} of {each[name] * 1e6:.1f} us" for name in PHASES if calls.get(name))
     evidence = [
         Evidence(
-            says=f"a step calls {number:,} operators (forward {calls.get('forward', 0):,}, backward "
-            f"{calls.get('backward', 0):,}, optimizer {calls.get('optimizer', 0):,}), which take {each * 1e6:.1f} us "
-            f"each however little they compute",
-            values={"operators": dict(calls), "operator_seconds": each},
+            says=f"a step calls {sum(calls[name] for name in removed):,} operators ({by_phase}), however little they "
+            f"compute",
+            values={"operators": dict(calls), "operator_seconds": dict(each)},
         ),
         *_efficiency(facts),
     ]
