@@ -53,9 +53,9 @@ _MEANINGS = {
     Exit.NUMERIC: "numeric: NaN, divergence or loss parity",
     Exit.GATE_FAILED: "gate failed",
     Exit.SOME_FAILED: "finished, some runs failed",
-    Exit.CHECKPOINT: "checkpoint unusable",
+    Exit.CHECKPOINT: "checkpoint could not be written",
     Exit.FOLDER_IN_USE: "folder in use",
-    Exit.PREEMPTED: "preempted, resumable",
+    Exit.PREEMPTED: "preempted, checkpoint written",
     Exit.INTERRUPTED: "interrupted by Ctrl-C",
     Exit.TERMINATED: "ended by SIGTERM",
 }

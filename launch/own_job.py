@@ -78,7 +78,7 @@ def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device:
             "probe": "on",
             "record_grad_norm": False,
         },
-        "precision": {"name": None, "param": "/".join(dtypes), "compute": None, "grad": None, "reduce": None},
+        "precision": {**dict.fromkeys(("name", "compute", "grad", "reduce", "master")), "param": "/".join(dtypes)},
         "target": None,
         "world_size": rank.world_size,
         "threads_per_rank": torch.get_num_threads(),

@@ -142,7 +142,9 @@ def _lost(loss: Mapping[str, Any] | None) -> str:
 def _law(series: Mapping[str, Any]) -> list[str]:
     lines, fits = [], series["fits"]
     if (amdahl := fits["amdahl"]) is not None:
-        lines.append(f"Amdahl: {_parameter('serial fraction', amdahl['serial_fraction'])}; {_fit(amdahl)}")
+        serial = amdahl["serial_fraction"]
+        slower = " (above 1: more ranks take longer than one)" if (serial["value"] or 0) > 1 else ""
+        lines.append(f"Amdahl: {_parameter('serial fraction', serial)}{slower}; {_fit(amdahl)}")
     if (usl := fits["usl"]) is not None:
         told = f"{_parameter('contention', usl['contention'])}, {_parameter('coherency', usl['coherency'])}"
         lines.append(f"universal scalability law: {told}; {_fit(usl)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "mlflow"
-PIP = "pip install 'scalelab[mlflow]'"
+PIP = "pip install mlflow-skinny"
 EXPERIMENT = "scalelab"
 # Of one call of log_batch (MLflow REST API, Log Batch: 1,000 metrics, 100 parameters of up to 6,000 characters).
 METRICS, PARAMETERS, CHARACTERS = 1000, 100, 6000

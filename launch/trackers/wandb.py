@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "wandb"
-PIP = "pip install 'scalelab[wandb]'"
+PIP = "pip install wandb"
 PROJECT = "scalelab"
 
 

@@ -170,6 +170,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "analysis": analysis_digest(),
         "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)),
     }
+    _not_told(summary, null)
     summary["cost"] = cost(run, {**summary, "reasons": reasons}, samples, prices, null)
     summary["quality"]["usd_to_target"] = usd_to_target(summary["quality"], facts["world_size"], prices.hour, null)
     if summary["loss"] is None:
@@ -179,6 +180,16 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         summary["loss"] = None
         null("loss", "the loop did not tell its losses; probe.loss(loss) does")
     return summary
+
+
+def _not_told(summary: Mapping[str, Any], null: Null) -> None:
+    """Options that are null are those of a job under a loop of its own."""
+    options = ("checkpointing", "compile", "micro_batch", "grad_accumulation", "global_batch")
+    told = {name: summary[name] for name in options}
+    told |= {f"precision.{name}": value for name, value in (summary["precision"] or {}).items()}
+    for path, value in told.items():
+        if value is None:
+            null(path, "a job's own loop does not tell it")
 
 
 def _why_no_trace(run: Run) -> str:

@@ -58,7 +58,7 @@ def test_a_warning_to_one_rank_saves_on_all(tmp_path: Path, timed: Timed) -> Non
 
     found = timed(tmp_path, act=warn, **LONG)
     assert (found.status["exit_code"], found.status["state"]) == (75, "preempted")
-    assert "requeue" in found.status["hint"]
+    assert "checkpoint is in the run folder" in found.status["hint"]
     assert found.steps(0) == found.steps(1)
     assert (found.folder.path / "checkpoints" / f"step-{found.steps(0):06d}" / "MANIFEST.json").is_file()
 

@@ -24,6 +24,7 @@ from scalelab.profiles.runfolder import RunFolder
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.profiles.test_summary import EXPLAINED_ABOVE, explained, silent
 from tests.support import ranks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -177,6 +178,9 @@ def test_a_loop_that_draws_its_own_batches_has_no_samples(
     assert summary["throughput"]["samples_per_second"] is None
     assert summary["cost"]["device_hours_per_million_samples"] is None
     assert "probe.batches" in summary["reasons"]["throughput.samples_per_second"]
+    nulls = silent({name: value for name, value in summary.items() if name != "reasons"}) - EXPLAINED_ABOVE
+    assert {"precision.compute", "checkpointing"} <= nulls
+    assert [path for path in nulls if not explained(path, summary["reasons"])] == []
 
 
 def left_alone(rank: Rank, out: Path) -> int:

@@ -189,6 +189,7 @@ VALUES = {
 }
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("word", UNLIKE)
 def test_what_must_be_shared_is_refused_unless_told(
     word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

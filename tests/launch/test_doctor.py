@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scalelab.launch import calibrations
+from scalelab.launch import calibrations, environment
 from scalelab.launch.devices import Devices, detect
 from scalelab.launch.doctor import calibrate, checks
 from scalelab.launch.doctor.ranks import RanksError, measure_on_ranks
@@ -31,7 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, Any]]:
     """The environment and the result of `scalelab doctor --calibrate` with short measurements and no run."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
     code, found, errors = scalelab(
         *(
             "doctor",
@@ -42,10 +42,10 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str]
             "--json",
             f"--out={tmp_path_factory.mktemp('out')}",
         ),
-        env=environment,
+        env=variables,
     )
     assert code == 0, errors
-    return environment, found
+    return variables, found
 
 
 def test_the_doctor_measures_what_it_names(calibrated: tuple[dict[str, str], dict[str, Any]]) -> None:
@@ -87,14 +87,15 @@ def test_gloo_sends_what_the_formula_says(calibrated: tuple[dict[str, str], dict
 
 def test_a_run_is_held_against_its_machine(calibrated: tuple[dict[str, str], dict[str, Any]], tmp_path: Path) -> None:
     """By name and date, with what its collectives would take alone."""
-    environment, found = calibrated
+    variables, found = calibrated
     options = (f"--model={model_file(tmp_path)}", "--gpus=2", f"--out={tmp_path / 'runs'}", "--device=cpu", *QUICK)
-    code, summary, errors = scalelab("run", *options, env=environment)
+    code, summary, errors = scalelab("run", *options, env=variables)
     assert code == 0, errors
     assert summary["calibration"] == {"name": "mine", "made_utc": found["calibration"]["made_utc"]}
     assert 0 < summary["comm"]["alone_seconds"] < 0.1
 
 
+@pytest.mark.fault(39)
 def test_what_cannot_be_read_is_no_calibration(own_cache: Path) -> None:
     """A file cut short is left out, and the doctor names it."""
     folder = own_cache / "scalelab" / "calibrations"
@@ -114,6 +115,20 @@ def test_what_cannot_be_read_is_no_calibration(own_cache: Path) -> None:
     assert (check.state, "broken" in check.found) == ("WARN", True)
 
 
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("other", [{"device_name": "another"}, {"device": "cuda"}, {"cores": CALIBRATION.cores + 1}])
+def test_another_machines_is_not_used(own_cache: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]) -> None:
+    """One of this machine is found; of another device or number of cores none is, and none where there is none."""
+    monkeypatch.setattr(environment, "available_cores", lambda: CALIBRATION.cores)
+    mine = (CALIBRATION.device, CALIBRATION.device_name, CALIBRATION.ranks)
+    assert calibrations.for_run(*mine) is None
+    calibrations.store(CALIBRATION.model_copy(update=other))
+    assert calibrations.for_run(*mine) is None
+    calibrations.store(CALIBRATION)
+    assert calibrations.for_run(*mine) is not None
+
+
+@pytest.mark.fault(39)
 def test_a_cache_of_somebody_else_is_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that cannot be looked into, or no home: a run goes on without, and the doctor fails by name."""
 

@@ -67,6 +67,7 @@ def run_of(found: list[dict[str, Any]], boots: list[str] = BOOTS) -> Run:
     return Run(run_id="", run_json={}, status={}, ranks=tuple(rows))
 
 
+@pytest.mark.fault(52)
 def test_offset_and_drift_are_recovered_within_the_residual() -> None:
     """Both ranks of the other host get the true clock back, to within what is stated; rank 0's host is left alone."""
     found = ranks.run_ranks(read_twice, 4, time.perf_counter_ns())

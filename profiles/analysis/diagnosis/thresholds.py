@@ -1,4 +1,4 @@
-"""Every number that a diagnosis turns on, each with its reason. docs/diagnosis.md repeats them for users."""
+"""Every number that a diagnosis turns on, each with its reason. docs/diagnosis.md leads here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Thresholds:
     """Shares are of a step with what lies between steps: the wall-clock time that a step takes."""
 
     least_share: float = 0.15
-    """What removing a cause must buy to be one. Below it a run is healthy: like runs of this machine differ by as much
-    as 13 %, so nobody could see the gain in one rerun."""
+    """What removing a cause must buy to be one. Below it a run is healthy: like runs on a two-core virtual machine
+    differed by as much as 13 %, so nobody could see the gain in one rerun."""
     least_low_share: float = 0.05
     """The lower end of its interval must buy this much: else it is not told from nothing."""
     shown_share: float = 0.03

@@ -9,11 +9,13 @@ from ..section import Column, Section, Table
 from .configuration import shown
 
 PLACE = 120
+# It tells ranks of one host from those of others, and nothing to a reader.
+HIDDEN = "boot_id"
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section | None:
     facts = pictures["facts"]
-    rows = _rows(facts["environment"])
+    rows = [row for row in _rows(facts["environment"]) if row[0] != HIDDEN]
     rows += [[name, shown(facts[name])] for name in ("threads_per_rank",) if facts[name] is not None]
     rows += [[f"data.{name}", value] for name, value in _rows(facts["data"] or {})]
     if not rows:
