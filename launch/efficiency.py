@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,8 +19,8 @@ from torch import distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..models.contract import ModelSource
-from ..profiles.capture.batches import BatchTally, Seen, Shapes
-from ..profiles.capture.flops import Flops, count_flops
+from ..profiles.capture.batches import BatchTally, Seen, Shapes, shapes_of
+from ..profiles.capture.flops import Flops, count_flops, mean_flops
 from ..profiles.used import CountedFlops, CountedShapes, FlopsRecord, Padding
 from .build import build
 from .precision import PRECISIONS
@@ -62,7 +63,7 @@ def _count(noted: BatchTally, seen: Seen, source: ModelSource, setting: Setting,
     branches = source.branches(model)
     found = {shapes: count_flops(model, noted.like(shapes, setting.device), branches) for shapes in seen.shapes}
     commonest = seen.shapes.most_common(1)[0][0]
-    useful, padding, why = _without_padding(noted, seen, source, setting, model, commonest)
+    useful, padding, why = _without_padding(noted, seen, source, setting, model)
     return FlopsRecord(
         samples_per_micro_batch=setting.micro_batch,
         counted=[CountedShapes(**_numbers(found[key]), micro_batches=times) for key, times in seen.shapes.items()],
@@ -74,9 +75,10 @@ def _count(noted: BatchTally, seen: Seen, source: ModelSource, setting: Setting,
 
 
 def _without_padding(
-    noted: BatchTally, seen: Seen, source: ModelSource, setting: Setting, model: nn.Module, commonest: Shapes
+    noted: BatchTally, seen: Seen, source: ModelSource, setting: Setting, model: nn.Module
 ) -> tuple[Flops | None, dict[str, Padding] | None, str | None]:
-    """The same model on rows that are as long as real rows are in the mean; or why that is not known."""
+    """The same model on rows that are as long as real rows are in the mean, over all shapes by how often they came; or
+    why that is not known."""
     if (padded := source.padded()) is None:
         return None, None, NO_MASKS
     if seen.filled is None:
@@ -84,8 +86,14 @@ def _without_padding(
     padding = {mask: Padding(real=real / rows, there=there / rows) for mask, (real, rows, there) in seen.filled.items()}
     lengths = {key: max(1, round(padding[mask].real)) for mask, keys in padded.items() for key in keys}
     try:
-        batch = noted.like(commonest, setting.device, lengths)
-        return count_flops(model, batch, source.branches(model)), padding, None
+        branches, times, counted = source.branches(model), Counter[Shapes](), dict[Shapes, Flops]()
+        for shapes, count in seen.shapes.items():
+            batch = noted.like(shapes, setting.device, lengths)
+            cut = shapes_of(batch)
+            times[cut] += count
+            if cut not in counted:
+                counted[cut] = count_flops(model, batch, branches)
+        return mean_flops(counted, times), padding, None
     except Exception as error:
         return None, padding, f"the model cannot be followed on rows without padding: {_first_line(error)}"
 

@@ -44,7 +44,7 @@ def follow_memory(
         return True
     names = {module: name for name, module in job.run.module.named_modules()}
     selective = job.config.checkpointing == "selective"
-    syncs = SyncLines()
+    syncs = SyncLines(on_cuda=job.device.type == "cuda")
     operators = OperatorCount(then=syncs.heard)
     log = StorageLog(
         job.device.type,
@@ -63,12 +63,13 @@ def follow_memory(
                 stack.enter_context(job.finite.off())
             stack.enter_context(recompute.heard_by(log.recomputing))
             train(job.run, batches, steps, watch, lambda batch: watch.followed(to_device(batch)))
+        costs = operator_seconds(job.device, lambda small: make_optimizer(small, job.setting))
+        found = watch.record(steps[-1].index, costs)
     except Exception as error:
         traceback.print_exc()
         # Not the frames of the failed step, which hold all that it made.
         traceback.clear_frames(error.__traceback__)
         write(MemoryStepRecord(step=first, failed=f"a step failed: {type(error).__name__}: {error}"))
         return False
-    costs = operator_seconds(job.device, lambda small: make_optimizer(small, job.setting))
-    write(watch.record(steps[-1].index, costs))
+    write(found)
     return True

@@ -58,6 +58,10 @@ class Limit:
     gaps_bytes: int = 0
 
     @property
+    def kind(self) -> str:
+        return self.name.partition(",")[0]  # without figures, which change
+
+    @property
     def room_bytes(self) -> int:
         return self.limit_bytes - self.used_bytes
 
@@ -87,7 +91,7 @@ def explain(error: BaseException, training: Training, run: Sharded | None = None
     asked = _try(lambda: asked_bytes(error))
     state = _state_bytes(run, batch)
     _try(lambda: _drop(error, run, device))
-    after = _try(lambda: next(limit for limit in _limits(device) if before and limit.name == before.name))
+    after = _try(lambda: next(limit for limit in _limits(device) if before and limit.kind == before.kind))
     largest, reason = _estimate(after, state, training, batch)
     facts = {
         "asked_bytes": asked,

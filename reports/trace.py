@@ -41,7 +41,7 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
             parts.append(Text(f"rank {row['rank']}: {row['unusable']}", style="bold red"))
             continue
         parts += [_devices(row, device) for device in row["devices"]]
-        parts += [Text(f"rank {row['rank']}: {line}") for line in _lost(row)]
+        parts += [Text(f"rank {row['rank']}: {line}") for line in lost_of(row)]
     if len(trace["per_rank"]) > RANKS_SHOWN:
         parts.append(Text(f"… and {len(trace['per_rank']) - RANKS_SHOWN} ranks more: see summary.json"))
     first = next((row for row in trace["per_rank"] if row["unusable"] is None), None)
@@ -78,7 +78,8 @@ def _devices(row: Mapping[str, Any], device: Mapping[str, Any]) -> Table:
     return table
 
 
-def _lost(row: Mapping[str, Any]) -> list[str]:
+def lost_of(row: Mapping[str, Any]) -> list[str]:
+    """What of a rank's trace could not be used."""
     lines = [f"the trace is damaged: {text}" for text in row["damage"]]
     return lines + [f"{count} events could not be used: {why}" for why, count in row["dropped"].items()]
 

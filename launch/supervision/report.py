@@ -27,6 +27,8 @@ class Evidence:
     cause: str
     hint: str = ""
     consequence: bool = False
+    memory: dict[str, Any] | None = None
+    """Of a rank that ran out of memory, who held what."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ def of_error(error: dict[str, Any]) -> Evidence:
         cause=error["message"] if known else f"{error['type']}: {error['message']}",
         hint=error["hint"],
         consequence=error["consequence"],
+        memory=error.get("memory"),
     )
 
 
@@ -198,7 +199,8 @@ def decide(evidence: Sequence[Evidence]) -> dict[str, Any]:
     alike = [item.rank for item in rest if item.exit_code == first.exit_code and not item.consequence]
     also = f" (rank{'s' * (len(alike) > 1)} {', '.join(map(str, alike))} too)" if alike else ""
     others = [{"rank": item.rank, "phase": item.phase, "step": item.step, "cause": item.cause} for item in rest]
-    return status("failed", first.exit_code, culprit=culprit, cause=first.cause + also, hint=first.hint, others=others)
+    found = status("failed", first.exit_code, culprit=culprit, cause=first.cause + also, hint=first.hint, others=others)
+    return found if first.memory is None else {**found, "memory": first.memory}
 
 
 def status(

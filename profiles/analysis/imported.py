@@ -73,6 +73,9 @@ def _phases(mean: Mapping[str, float] | None, why: str, null: Null) -> dict[str,
         elif of not in mean:
             null(f"phases.{name}", "the traces show no DataLoader")
         else:
-            found[name] = {"mean": mean[of], "median": None, "share": mean[of] / mean["span_seconds"]}
+            span = mean["span_seconds"]
+            found[name] = {"mean": mean[of], "median": None, "share": mean[of] / span if span else None}
+            if not span:
+                null(f"phases.{name}.share", "the devices' work has no length")
             null(f"phases.{name}.median", "a trace is taken as a whole, not step by step")
     return found

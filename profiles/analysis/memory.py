@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from ..records import EndRecord
-from ..used import MEMORY_KINDS, MemoryStepRecord
+from ..used import MEMORY_KINDS, AllocatorRecord, MemoryStepRecord
 from .load import RankRecords, Run
 from .reasons import Null
 
@@ -17,6 +17,10 @@ MODEL_STATE = MEMORY_KINDS[:3]
 NOT_RECORDED = "not recorded: the probe was off or the rank ended too early"
 NO_STEP = "no step was followed: --memory-step off, --probe off, an own loop, or the run ended before it"
 NO_ALLOCATOR = "there is no caching allocator on CPU"
+# The allocator's peak over the run and that of the storages in a followed step may be at different instants, if they
+# differ by more.
+UNSEEN_SHARE = 0.05
+UNSEEN = "more than 5 % of the allocator's peak is in no storage of the followed step: it may be at another instant"
 # Differences between followed steps that an interval needs.
 LEAST_DIFFERENCES = 3
 
@@ -45,7 +49,7 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
     if worst is None:
         null("memory.peak_bytes", f"{why}; rss_peak_bytes is the whole process")
     if worst is None or worst["peak_at"] is None:
-        null("memory.peak_at", why)
+        null("memory.peak_at", why if worst is None or worst["by_kind"] is None else UNSEEN)
     elif worst["peak_at"]["phase"] is None:
         null("memory.peak_at.phase", "the peak lies between two phases")
     if worst and worst["peak_at"] and worst["peak_at"]["module"] is None:
@@ -89,15 +93,19 @@ def _by_law(run: Run, held: dict[str, Any] | None, null: Null) -> dict[str, int]
 
 def _rank(rank: RankRecords) -> dict[str, Any]:
     state, end, step = rank.memory, rank.end, rank.memory_step
-    figures = step.allocator if step else None
+    figures = _figures(step)
+    allocated, reserved = (_over_run(end, step, f"{name}_peak_bytes") for name in ("allocated", "reserved"))
     peak, at, by_kind, source = None, None, None, None
     if step is not None and step.peak is not None:
         peak, source, by_kind = step.peak.bytes, "followed storages", dict(step.peak.by_kind)
         at = {"phase": step.peak.phase, "module": step.peak.module, "seconds": step.peak.seconds}
-        if figures is not None:
-            by_kind["unaccounted"] += figures.allocated_peak_bytes - peak
+        if figures is not None and allocated is not None:
+            unseen = allocated - peak
+            by_kind["unaccounted"] += unseen
+            if unseen > UNSEEN_SHARE * allocated:
+                at = None
     if figures is not None:
-        peak, source = figures.allocated_peak_bytes, "allocator"
+        peak, source = allocated, "allocator"
     elif peak is None and end is not None and end.allocated_peak_bytes is not None:
         peak, source = end.allocated_peak_bytes, "allocator"
     assert by_kind is None or sum(by_kind.values()) == peak, "kinds do not sum to the peak"
@@ -110,13 +118,19 @@ def _rank(rank: RankRecords) -> dict[str, Any]:
         "peak_at": at,
         "source": source,
         "by_kind": by_kind,
-        "allocated_peak_bytes": _over_run(end, step, "allocated_peak_bytes"),
-        "reserved_bytes": _over_run(end, step, "reserved_peak_bytes"),
-        "fragmentation": 1 - figures.allocated_peak_bytes / figures.reserved_peak_bytes if figures else None,
+        "allocated_peak_bytes": allocated,
+        "reserved_bytes": reserved,
+        "fragmentation": 1 - allocated / reserved if figures and allocated is not None and reserved else None,
         "alloc_retries": figures.retries if figures else None,
         "non_torch_bytes": figures.driver_used_bytes - figures.reserved_bytes if figures else None,
         "rss_peak_bytes": end.rss_peak_bytes if end else None,
     }
+
+
+def _figures(step: MemoryStepRecord | None) -> AllocatorRecord | None:
+    """The caching allocator's; None where it is switched off, and says 0."""
+    figures = step.allocator if step else None
+    return figures if figures is not None and figures.reserved_peak_bytes > 0 else None
 
 
 def _over_run(end: EndRecord | None, step: MemoryStepRecord | None, name: str) -> int | None:

@@ -49,7 +49,8 @@ def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | N
 def analyse(folder: RunFolder, run: Run) -> dict[str, Any]:
     """The summary of `run`, which `folder` holds, with what its traces say."""
     files = trace_files(folder.path)
-    return summarise(run, read_traces(files), merge_traces(folder.path, files, run))
+    rows = read_traces(files, on_cpu=run.run_json["config"]["device"] == "cpu")
+    return summarise(run, rows, merge_traces(folder.path, files, run))
 
 
 @functools.cache

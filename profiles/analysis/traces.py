@@ -41,12 +41,15 @@ def trace_files(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path, match in sorted(matches.items()) if match}
 
 
-def read_traces(files: dict[int, Path]) -> list[dict[str, Any]]:
-    """What each rank's trace says, with `rank` and `facts`; `unusable` holds why, where nothing could be used."""
+def read_traces(files: dict[int, Path], *, on_cpu: bool = False) -> list[dict[str, Any]]:
+    """What each rank's trace says, with `rank` and `facts`; `unusable` holds why, where nothing could be used. Of a job
+    that is known to have run `on_cpu`, the devices that a file names are its machine's."""
     rows = []
     for rank, path in files.items():
         try:
             trace = read_trace(path)
+            if on_cpu:
+                trace.metadata.pop("deviceProperties", None)
             if (processes := launching_processes(trace)) > 1:
                 raise ValueError(f"{path}: {processes} processes launch in it, whose work cannot be told apart")
             rows.append({"rank": rank, "facts": facts_of(trace), "unusable": None, **said_by(trace)})
@@ -65,6 +68,8 @@ def merge_traces(folder: Path, files: dict[int, Path], run: Run) -> dict[str, An
     none."""
     if not files:
         return {"why": "there is no trace"}
+    if len(files) == 1:
+        return {"why": "one rank: its own trace is all there is"}
     if sum(path.stat().st_size for path in files.values()) > MOST_MERGED_BYTES:
         return {"why": f"the traces take more than {MOST_MERGED_BYTES >> 20} MiB together"}
     ahead = wall_clocks_ahead_ns(run) if run.ranks else {}
@@ -80,7 +85,10 @@ def merge_traces(folder: Path, files: dict[int, Path], run: Run) -> dict[str, An
         return {"why": "no trace could be used"}
     if len({base_ns(trace) is None for trace in usable.values()}) > 1:
         return {"why": "some traces say from when they count, and others do not"}
-    left_out = merge(usable, ahead, folder / "traces" / MERGED)
+    try:
+        left_out = merge(usable, ahead, folder / "traces" / MERGED)
+    except OSError as error:
+        return {"why": f"it could not be written: {error}"}
     clocks = "compared" if run.ranks else "as the files have them"
     return {"file": f"traces/{MERGED}", "left_out_events": left_out, "clocks": clocks}
 

@@ -22,6 +22,15 @@ FIRST_DIMENSIONS = 16
 """More than as many are not recorded."""
 
 
+def shapes_of(batch: Any) -> Shapes:
+    """Those of a batch."""
+    return _shapes(tree_flatten(batch)[0])
+
+
+def _shapes(leaves: Sequence[Any]) -> Shapes:
+    return tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
 @dataclass
 class Seen:
     """How many micro-batches had which shapes. `filled` has, by mask, how many of the elements in how many rows were
@@ -72,9 +81,8 @@ class BatchTally:
         """The next micro-batch, before it goes to its device, of a step of that `role`."""
         held = self._measured if role == "measured" else self._others
         leaves, structure = tree_flatten(batch)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        held.elements.append(sum(tensor.numel() for tensor in tensors))
-        held.seen.shapes[tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)] += 1
+        held.elements.append(sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)))
+        held.seen.shapes[_shapes(leaves)] += 1
         if self._example is None:
             self._example = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
             self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -89,8 +97,11 @@ class BatchTally:
             if not isinstance(mask, torch.Tensor) or mask.device.type != "cpu" or mask.dim() != 2:
                 return None
             real, rows, there = before.get(name, (0, 0, 0))
-            # numpy: torch takes ten times as long to count what is this small.
-            more = int(np.count_nonzero(mask.numpy()))
+            try:
+                # numpy: torch takes ten times as long to count what is this small.
+                more = int(np.count_nonzero(mask.numpy()))
+            except (TypeError, RuntimeError):  # bfloat16, or one that requires gradients
+                return None
             held.real.setdefault(name, []).append(more)
             before[name] = (real + more, rows + len(mask), there + mask.numel())
         return before

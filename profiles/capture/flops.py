@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,18 @@ class Flops:
         return sum(self.by_branch.values())
 
 
+def mean_flops(counted: Mapping[Hashable, Flops], times: Mapping[Hashable, int]) -> Flops:
+    """The mean over micro-batches, of which each of `counted` stands for so many."""
+    count = sum(times.values())
+
+    def mean(of: Callable[[Flops], int]) -> int:
+        return round(sum(of(flops) * times[key] for key, flops in counted.items()) / count)
+
+    names = {name: None for flops in counted.values() for name in flops.by_branch}
+    by_branch = {name: mean(lambda flops, name=name: flops.by_branch.get(name, 0)) for name in names}
+    return Flops(by_branch, mean(lambda flops: flops.recomputed), {})
+
+
 def count_flops(model: nn.Module, batch: Any, branches: Mapping[str, Sequence[nn.Module]]) -> Flops:
     """Count `model(batch)`, a scalar loss, and its backward, by the branch in whose modules an operation ran.
 
@@ -47,7 +59,8 @@ def count_flops(model: nn.Module, batch: Any, branches: Mapping[str, Sequence[nn
     """
     counter = _Counter(branches)
     try:
-        with counter:
+        # On CUDA backward would run on a thread of its own, with numbers of its own for the nodes that it makes again.
+        with torch.autograd.set_multithreading_enabled(False), counter:
             loss = model(batch)
             counter.in_backward = True
             loss.backward()

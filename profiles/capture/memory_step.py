@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from ..used import MEMORY_KINDS, MemoryStepRecord
@@ -54,7 +54,8 @@ class MemoryProbe:
         self._syncs = syncs or SyncLines()
         self._operators = operators
         self._figures: Any = None
-        self._left: list[int] = []
+        self._left: list[Counter[str | None]] = []
+        self._gathers = False
 
     @contextmanager
     def step(self, step: ScheduledStep) -> Iterator[None]:
@@ -130,7 +131,7 @@ class MemoryProbe:
             step=step,
             peak=peak,
             timeline=timeline,
-            left_bytes=list(self._left),
+            left_bytes=[left.total() for left in self._left],
             left_by=self._left_by(),
             allocator=self._figures,
             host_syncs=self._syncs.found(),
@@ -139,12 +140,9 @@ class MemoryProbe:
         )
 
     def _left_by(self) -> str | None:
-        """The module in which most was made of what the last step has left behind."""
-        left: Counter[str | None] = Counter()
-        for event in self._log.events:
-            if event.held.made is not None and event.held.size and event.delta > 0:
-                left[event.module] += event.delta
-        return max(left, key=lambda module: left[module], default=None)
+        """The module of which the last step has left most behind beyond the one before it."""
+        grown = self._left[-1] - self._left[-2] if len(self._left) > 1 else Counter[str | None]()
+        return max(grown, key=lambda module: grown[module], default=None)
 
     def _kind(self, held: Held) -> str:
         """The first that holds, for the whole life of a storage in the step."""
@@ -153,7 +151,8 @@ class MemoryProbe:
             if kind in marks:
                 return kind
         if "parameter" in marks:
-            return "communication"  # whole, and no model state: it was gathered from other ranks
+            # No model state: it was gathered from other ranks, or is a weight that the model has not registered.
+            return "communication" if self._gathers else "parameters"
         if "saved" in marks:
             return "activations"
         if "handed" in marks:
@@ -162,8 +161,14 @@ class MemoryProbe:
 
     def _state_of_now(self) -> None:
         with _disable_current_modes():
-            for kind, tensors in self._run.state().items():
+            state = self._run.state()
+            for kind, tensors in state.items():
                 self._log.mark(tensors, kind)
+            own = {tensor.untyped_storage()._cdata for tensor in state["parameters"]}
+            self._gathers = any(
+                is_traceable_wrapper_subclass(parameter) or parameter.untyped_storage()._cdata not in own
+                for parameter in self._run.module.parameters()
+            )
 
     def _gradients_of_now(self) -> None:
         """Whole gradients that wait for the next micro-batch or their reduction are no state of every strategy."""

@@ -6,6 +6,7 @@ which time, is by NVIDIA's reference (nvml.h); the module that is asked is nvidi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -183,7 +184,8 @@ def find_cards(
         else:
             try:
                 handle, mig = _handle(nvml, uuid)
-                name = _text(nvml.nvmlDeviceGetName(handle))
+                with contextlib.suppress(Exception):  # the card is read without one
+                    name = _text(nvml.nvmlDeviceGetName(handle))
                 if not mig and _in_mig_mode(nvml, handle):
                     lacks(None, _MIG_UNKNOWN)
                     handle = None

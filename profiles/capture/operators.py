@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .storages import FEEDING
+
 LAYERS, WIDTH = 20, 8
 REPEATS = 15
 # Operators that pass over a list of tensors, one after the other.
@@ -20,7 +22,8 @@ LISTED = ("aten._foreach", "aten._fused")
 
 
 class OperatorCount:
-    """Counts operators by `phase`, of one step at a time, and passes each on to `then`."""
+    """Counts operators by `phase`, of one step at a time, and passes those of the model's own work on to `then`: a loader
+    computes on the host."""
 
     def __init__(self, then: Callable[[Any, Any, Any, Any], object]) -> None:
         self.calls: Counter[str] = Counter()
@@ -34,7 +37,8 @@ class OperatorCount:
     def heard(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An operator ran, on the calling thread."""
         self.calls[self.phase or ""] += calls_of(func, args)
-        self._then(func, args, kwargs, result)
+        if self.phase not in FEEDING:
+            self._then(func, args, kwargs, result)
 
 
 def calls_of(func: Any, args: Any) -> int:

@@ -52,8 +52,11 @@ class Profiler:
     def _written(self, made: Any) -> None:
         self._path.parent.mkdir(exist_ok=True)
         partial = self._path.with_name(f"{PARTIAL}-{self._path.name}")
-        made.export_chrome_trace(str(partial))
-        os.replace(partial, self._path)
+        try:
+            made.export_chrome_trace(str(partial))
+            os.replace(partial, self._path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _attempt(self, what: str, act: Callable[[], Any]) -> None:
         try:

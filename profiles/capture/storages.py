@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,11 +35,12 @@ _is_wrapper_type = functools.cache(is_traceable_wrapper_subclass_type)
 
 @dataclass(slots=True)
 class Held:
-    """A storage that was met. `made` is the number of the followed step that was seen to make it, None where none was;
-    `marks` say what it turned out to be."""
+    """A storage that was met. `made` is the number of the followed step that was seen to make it, in `module`, None where
+    none was; `marks` say what it turned out to be."""
 
     size: int
     made: int | None
+    module: str | None = None
     marks: set[str] = field(default_factory=set)
 
 
@@ -112,9 +114,13 @@ class StorageLog(TorchDispatchMode):
                 self.phase, self._unpacked = None, None
                 self._modules.clear()
 
-    def leaked_bytes(self) -> int:
-        """Bytes that live on of what the followed steps were seen to make."""
-        return sum(held.size for _, held in list(self._alive.values()) if held.made is not None)
+    def leaked_bytes(self) -> Counter[str | None]:
+        """Bytes that live on of what the followed steps were seen to make, by the module that made it."""
+        found: Counter[str | None] = Counter()
+        for _, held in list(self._alive.values()):
+            if held.made is not None:
+                found[held.module] += held.size
+        return found
 
     def mark(self, tensors: Iterable[torch.Tensor], what: str) -> None:
         """These are `what`. Those that no operation was seen to make were there before the step, but for a batch."""
@@ -182,7 +188,7 @@ class StorageLog(TorchDispatchMode):
         return [held]
 
     def _new(self, storage: torch.UntypedStorage, *, made: bool, before: bool) -> Held:
-        key, held = storage._cdata, Held(0, self._number if made else None)
+        key, held = storage._cdata, Held(0, self._number if made else None, self._module())
 
         def gone(_: Any) -> None:
             del self._alive[key]

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ..used import HostSync
 
@@ -41,10 +42,12 @@ _INSTALLED = os.sep + "site-packages" + os.sep
 
 
 class SyncLines:
-    """Counts such operators by line, of one step at a time."""
+    """Counts such operators by line, of one step at a time. `on_cuda`, those that are given nothing on a GPU wait for
+    none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_cuda: bool = False) -> None:
         self._calls: Counter[tuple[str, str | None]] = Counter()
+        self._on_cuda = on_cuda
 
     def begin(self) -> None:
         """A step begins: what was counted is forgotten."""
@@ -53,6 +56,9 @@ class SyncLines:
     def heard(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """An operator ran, on the calling thread."""
         if func in WAITS or _waits_here(func, args, kwargs or {}, result):
+            given = (each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor))
+            if self._on_cuda and not any(each.is_cuda for each in given):
+                return
             self._calls[func._schema.name, _line(sys._getframe(1))] += 1
 
     def found(self) -> list[HostSync]:

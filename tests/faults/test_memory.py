@@ -47,6 +47,7 @@ def test_a_rank_without_memory_accounts_for_it(tmp_path: Path, timed: Timed) -> 
     assert "micro-batch" in found.status["hint"]
     memory = json.loads((found.folder.path / "errors" / "r001.json").read_text())["memory"]
     assert memory["limit"]["name"].startswith("RLIMIT_AS")
+    assert found.status["memory"] == memory
     assert memory["held_bytes"]["parameters"] == 4 * (1000 * 4000 + 4000 + 4000 * 10 + 10)
     assert 0 < memory["largest_micro_batch"] < 16384
     assert found.left == []

@@ -153,7 +153,16 @@ def test_only_measured_micro_batches_are_noted() -> None:
     assert (tuple(batch["mask"].shape), batch["name"]) == ((2, 1), "x")
 
 
-@pytest.mark.parametrize("batch", [{"mask": torch.ones(3)}, {"other": torch.ones(2, 3)}, [torch.ones(2, 3)]])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"mask": torch.ones(3)},
+        {"mask": torch.ones(2, 3, dtype=torch.bfloat16)},
+        {"mask": torch.ones(2, 3, requires_grad=True)},
+        {"other": torch.ones(2, 3)},
+        [torch.ones(2, 3)],
+    ],
+)
 def test_a_mask_that_cannot_be_read_is_no_mask(batch: Any) -> None:
     noted = BatchTally(masks=("mask",))
     noted.note(batch, "measured")

@@ -102,6 +102,40 @@ def test_a_damaged_trace_beside_a_good_one_is_named_and_passed_over(
     assert summary["comm"]["exposed_seconds"] == pytest.approx(0.002)
 
 
+def test_damage_is_told_in_the_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A trace that is cut off, and one with events that cannot be: both stand in the page's section of traces."""
+    events, metadata = job(0)
+    whole = write_trace(tmp_path / "rank0.json", [*events, event("late", 5, 2)], metadata).read_bytes()
+    write_trace(tmp_path / "rank1.json", *job(1))
+    (tmp_path / "rank0.json").write_bytes(whole[: whole.rindex(b"late") - 80])
+    odd, metadata = job(1)
+    write_trace(tmp_path / "rank1.json", [*odd, event("negative", 5, 2)], metadata)
+    code, summary, _ = imported(capsys, tmp_path, tmp_path / "rank0.json", tmp_path / "rank1.json")
+    assert code == 0
+    page = (Path(summary["run_folder"]) / "report.md").read_text()
+    assert "the trace is damaged: it is cut off" in page
+    assert "1 events could not be used" in page
+
+
+def test_work_without_length_divides_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A step whose one kernel takes no time: shares are null with the reason."""
+    events = [step(0, 0, 10), *launched("gemm", (1, 2), (5, 5), 1)]
+    code, summary, errors = imported(capsys, tmp_path, write_trace(tmp_path / "t.json", events))
+    assert code == 0, errors
+    assert summary["phases"]["comm_exposed"]["share"] is None
+    assert "no length" in summary["reasons"]["phases.comm_exposed.share"]
+
+
+def test_the_devices_of_a_cpu_jobs_machine_are_not_the_jobs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """kineto writes them down wherever it was built for CUDA; the backend tells that the job used none."""
+    metadata = {"distributedInfo": {"rank": 0, "world_size": 1, "backend": "gloo"}, "deviceProperties": [{"name": "x"}]}
+    path = write_trace(tmp_path / "t.json", [step(0, 0, 10), event("aten::mm", 1, 9)], metadata)
+    _, summary, _ = imported(capsys, tmp_path, path)
+    assert summary["trace"]["per_rank"][0]["devices"][0]["device"] is None
+
+
 def test_what_cannot_be_imported_is_refused_with_the_way_out(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -203,6 +203,13 @@ def test_a_leak_is_told_from_what_is_replaced(kept: Any, growing: bool) -> None:
         assert differences[-1] == 0
 
 
+def test_what_grows_is_named_and_not_what_is_replaced_before_it() -> None:
+    """A module that keeps its last result leaves as much in each step as one that keeps them all."""
+    keeping = [nn.Sequential(Keeping(kept)) for kept in (deque(maxlen=1), [])]
+    _, memory, _ = follow(trained(Chain(*keeping, Mlp()), accumulation=1), [batch()])
+    assert memory.left_by == "blocks.1.0"
+
+
 def test_a_fault_of_the_log_reaches_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps come to their end, and the reason is noted."""
 

@@ -10,13 +10,19 @@ import pytest
 import torch
 from scalelab.launch.recompute import checkpoint_blocks
 from scalelab.models.driving import blocks, branches, build_model, config_from, example_batch
-from scalelab.profiles.capture.flops import OUTSIDE, Flops, count_flops
+from scalelab.profiles.capture.flops import OUTSIDE, Flops, count_flops, mean_flops
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 NO_BRANCHES: dict[str, Sequence[nn.Module]] = {}
+
+
+def test_a_mean_is_over_micro_batches() -> None:
+    """Of shapes that came unequally often, each counts as often as it came."""
+    counted = {"long": Flops({"a": 100, "b": 0}, 10, {}), "short": Flops({"a": 20}, 0, {})}
+    assert mean_flops(counted, {"long": 1, "short": 3}) == Flops({"a": 40, "b": 0}, 2, {})
 
 
 class Loss(nn.Module):

@@ -188,12 +188,28 @@ def test_on_cuda_the_rest_of_the_allocators_peak_is_shown(tmp_path: Path) -> Non
     end = {"allocated_peak_bytes": 3 * GIB, "reserved_peak_bytes": 4 * GIB, "driver_used_bytes": 7 * GIB}
     memory = summary_of(tmp_path, [memory_step(2 * GIB, [4] * 4, figures)], device="cuda", **end)["memory"]
     assert memory["source"] == "allocator"
-    assert memory["peak_bytes"] == sum(memory["by_kind"].values()) == 3 * GIB
-    assert memory["by_kind"]["unaccounted"] == GIB
+    assert memory["peak_bytes"] == sum(memory["by_kind"].values()) == 5 * GIB
+    assert memory["by_kind"]["unaccounted"] == 3 * GIB
+    assert memory["peak_at"] is None  # it was in another step than the one that was followed
     assert memory["non_torch_bytes"] == 3 * GIB
-    assert (memory["fragmentation"], memory["alloc_retries"]) == (0.25, 2)
+    assert (memory["fragmentation"], memory["alloc_retries"]) == (pytest.approx(1 / 6), 2)
     assert memory["per_rank"][0]["allocated_peak_bytes"] == 5 * GIB
     assert memory["reserved_bytes"] == 6 * GIB
+
+
+def test_an_allocator_that_is_switched_off_says_nothing(tmp_path: Path) -> None:
+    """PYTORCH_NO_CUDA_MEMORY_CACHING: its figures stay 0, which is no peak."""
+    figures = AllocatorRecord(
+        allocated_peak_bytes=0,
+        reserved_peak_bytes=0,
+        earlier_allocated_peak_bytes=0,
+        earlier_reserved_peak_bytes=0,
+        reserved_bytes=0,
+        driver_used_bytes=7 * GIB,
+        retries=0,
+    )
+    memory = summary_of(tmp_path, [memory_step(2 * GIB, [4] * 4, figures)], device="cuda")["memory"]
+    assert (memory["peak_bytes"], memory["source"], memory["fragmentation"]) == (2 * GIB, "followed storages", None)
 
 
 def test_a_step_that_could_not_be_followed_says_why(tmp_path: Path) -> None:

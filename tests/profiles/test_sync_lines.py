@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+from scalelab.profiles.capture.operators import OperatorCount
 from scalelab.profiles.capture.storages import StorageLog
 from scalelab.profiles.capture.sync_lines import SyncLines
 
@@ -69,6 +70,22 @@ def test_what_waits_for_nothing_is_not_named() -> None:
     x = torch.ones(4, requires_grad=True)
     assert followed(lambda: (x * 2).sum().backward()) == []
     assert followed(lambda: unhurried(torch.ones(4))) == []
+
+
+def test_a_loader_waits_for_no_gpu() -> None:
+    """What it reads lies on the host; nor does code on CUDA wait whose operators are given nothing there."""
+    counted, on_cuda = SyncLines(), SyncLines(on_cuda=True)
+    operators = OperatorCount(then=counted.heard)
+    log = StorageLog("cpu", {}, heard=operators.heard)
+    for phase, calls in (("data", 0), ("forward", 5)):
+        operators.phase = phase
+        counted.begin()
+        with log.step():
+            planted(torch.ones(4))
+        assert sum(sync.calls for sync in counted.found()) == calls
+    with StorageLog("cpu", {}, heard=on_cuda.heard).step():
+        planted(torch.ones(4))
+    assert on_cuda.found() == []
 
 
 def test_a_step_forgets_the_one_before() -> None:

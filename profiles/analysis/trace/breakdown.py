@@ -75,7 +75,7 @@ def of_a_gpu_job(trace: Trace) -> bool:
         len(trace.of(Kind.RUNTIME))
         or len(trace.named(Kind.ANNOTATION, _NOT_GLOO))
         or ("gloo" not in backend and backend)
-        or trace.metadata.get("deviceProperties")
+        or ("gloo" not in backend and trace.metadata.get("deviceProperties"))
     )
 
 

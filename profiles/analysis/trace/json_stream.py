@@ -59,8 +59,14 @@ class JsonStream:
             if rest is None:
                 self.damage.append("it holds no list of trace events")
                 return
+            # Known as well to who stops here: what comes behind the events is not.
+            self.metadata = _beside(head, b"}") or {}
             tail = yield from self._pieces(self._packed or file, rest)
-        self._read_metadata(head, tail)
+        found = _beside(head, b"}" if tail is None else tail)
+        if found is None:
+            self.damage.append("what it says beside its events cannot be read")
+        else:
+            self.metadata = found
 
     def _head(self, file: Source) -> tuple[bytes, bytes | None]:
         """What stands before the first event, and what of the list was read with it; None where there is no list."""
@@ -119,18 +125,19 @@ class JsonStream:
             left += more
         return left
 
-    def _read_metadata(self, head: bytes, tail: bytes | None) -> None:
-        if not head:
-            return
-        # `{"a": 1, "traceEvents": [` … `], "b": 2}`
-        text = head + b'"traceEvents":[]' + (tail if tail is not None else b"}")
-        try:
-            found = json.loads(text.decode(errors="replace"), strict=False)
-        except (ValueError, RecursionError):
-            self.damage.append("what it says beside its events cannot be read")
-            return
-        found.pop("traceEvents", None)
-        self.metadata = found
+
+def _beside(head: bytes, tail: bytes) -> dict[str, Any] | None:
+    """The keys beside the events, of which `head` stands before them and `tail` behind; None where they cannot be
+    read."""
+    if not head:
+        return {}
+    # `{"a": 1, "traceEvents": [` … `], "b": 2}`
+    try:
+        found = json.loads((head + b'"traceEvents":[]' + tail).decode(errors="replace"), strict=False)
+    except (ValueError, RecursionError):
+        return None
+    found.pop("traceEvents", None)
+    return found
 
 
 def _whole_events(text: bytes) -> tuple[list[Any], bytes, bool]:

@@ -6,6 +6,7 @@ which the file says. Each rank's own trace has all of them, with their arguments
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +41,7 @@ def merge(traces: Mapping[int, Trace], ahead_ns: Mapping[int, int], path: Path, 
         chosen = {rank: chosen[rank][part] for rank, part in zip(chosen, parts, strict=True)}
     zero = min(_since(trace, int(trace.begin[0])) - ahead_ns.get(rank, 0) for rank, trace in traces.items())
     left_out = len(lengths) - sum(map(len, chosen.values()))
-    partial = path.with_name(f".partial-{path.name}")
-    with gzip.open(partial, "wb", compresslevel=6) as file:
+    with _whole(path) as partial, gzip.open(partial, "wb", compresslevel=6) as file:
         file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
         file.write(b",\n".join(orjson.dumps(each) for rank in traces for each in _process(rank)))
         for rank, trace in traces.items():
@@ -50,8 +50,18 @@ def merge(traces: Mapping[int, Trace], ahead_ns: Mapping[int, int], path: Path, 
                 file.write(b",\n" + b",\n".join(map(orjson.dumps, piece)))
         note = {"left_out_events": left_out, "up_to_nanoseconds": shortest}
         file.write(b'\n],"scalelab":' + orjson.dumps(note) + b"}\n")
-    os.replace(partial, path)
     return left_out
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write what is at `path` afterwards: all of it, or nothing of it."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _since(trace: Trace, at: int) -> int:

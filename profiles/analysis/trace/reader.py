@@ -42,6 +42,8 @@ _COLLECTIVE = re.compile(
 FARTHEST_MICROSECONDS = 200 * 86_400e6
 
 
+# A device works on what its host has launched: what is further from all that the host did is no time.
+FAR_NS = 60_000_000_000
 # 60 bytes each in memory.
 MOST_EVENTS = 12_000_000
 _SPARSE = {"device": np.int16, "stream": np.int64, "correlation": np.int64, "stack": np.int32}
@@ -71,7 +73,7 @@ def read_trace(path: Path) -> Trace:
         old = [_NO_KINETO] if _NO_KINETO in rows.dropped else []
         why = "; ".join([*stream.damage, *old]) or "it holds no event with a begin and a duration"
         raise UnusableTraceError(f"{path}: not a trace that can be used: {why}")
-    columns = rows.columns()
+    columns = _near(rows.columns(), rows.dropped)
     order = np.lexsort((columns["begin"] - columns["end"], columns["begin"]))
     return Trace(
         path=path,
@@ -83,6 +85,19 @@ def read_trace(path: Path) -> Trace:
         damage=tuple(stream.damage),
         **{name: column[order] for name, column in columns.items()},
     )
+
+
+def _near(columns: dict[str, np.ndarray], dropped: dict[str, int]) -> dict[str, np.ndarray]:
+    """The columns without what a device did far from its host; kineto writes 0 for a time that it lacks."""
+    on_device = columns["kind"] <= Kind.MEMSET
+    host = columns["begin"][~on_device]
+    if not len(host):
+        return columns
+    far = on_device & ((columns["begin"] < host.min() - FAR_NS) | (columns["begin"] > host.max() + FAR_NS))
+    if not far.any():
+        return columns
+    dropped[_NO_TIME] = dropped.get(_NO_TIME, 0) + int(far.sum())
+    return {name: column[~far] for name, column in columns.items()}
 
 
 class _Rows:

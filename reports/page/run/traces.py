@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ... import units
+from ...trace import lost_of
 from ..charts import stacked_bars
 from ..section import Block, Chart, Column, Number, Paragraph, Section, Table
 from ..words import why
@@ -41,16 +42,42 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     for row in trace["per_rank"]:
         if row["unusable"] is not None:
             blocks.append(Paragraph(f"Rank {row['rank']}: {row['unusable']}", "warning"))
+        elif lost := lost_of(row):
+            blocks.append(Paragraph(f"Rank {row['rank']}: {'; '.join(lost)}.", "warning"))
     shown = [(row, device) for row in usable for device in row["devices"]][:RANKS_SHOWN]
     if shown:
         blocks += [_devices(shown, len(usable)), _idle(shown)]
     for row in usable[:1]:
         blocks += _top(row)
     blocks += _syncs(summary["host_syncs"], summary["device"])
+    if summary["host_syncs"] is None and usable and usable[0]["host_syncs"]:
+        blocks.append(_waits(usable[0]))
     if (merged := trace["merged"]) is not None:
         clocks = "" if merged["clocks"] == "compared" else f" (clocks {merged['clocks']})"
         blocks.append(Paragraph(f"All ranks in one file, for Perfetto: {merged['file']}{clocks}.", "note"))
     return Section("traces", title, blocks)
+
+
+def _waits(row: Mapping[str, Any]) -> Table:
+    """Where the host waited for its device, as the trace has it."""
+    columns = [
+        Column("call", "call", numeric=False),
+        Column("operator", "operator", numeric=False),
+        Column("line", "source", numeric=False),
+        Column("count", "count"),
+        Column("blocked", "blocked_seconds"),
+    ]
+    cells = [
+        [
+            each["call"],
+            each["operator"] or "-",
+            each["source"] or "-",
+            Number(units.figures(each["count"]), each["count"]),
+            units.seconds(each["blocked_seconds"]),
+        ]
+        for each in row["host_syncs"][:SYNCS_SHOWN]
+    ]
+    return Table("trace-syncs", f"Where the host of rank {row['rank']} waited for its device", columns, cells)
 
 
 def _place(row: Mapping[str, Any], device: Mapping[str, Any]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 from scalelab.profiles.analysis.trace.merge import merge
 from scalelab.profiles.analysis.trace.reader import read_trace
 
@@ -54,6 +57,16 @@ def test_phases_and_collectives_have_tracks_of_their_own(tmp_path: Path) -> None
         ("device 0 stream 7", nccl): 2, ("thread 1", "aten::mm"): 2,
     }  # fmt: skip
     assert said == {"left_out_events": 0, "up_to_nanoseconds": 0}
+
+
+def test_one_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        merged(tmp_path, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"r0.json", "r1.json"}
 
 
 def test_too_many_events_lose_the_shortest_and_say_so(tmp_path: Path) -> None:

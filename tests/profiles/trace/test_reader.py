@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from scalelab.profiles.analysis.trace import json_stream
+from scalelab.profiles.analysis.trace import json_stream, reader
 from scalelab.profiles.analysis.trace.events import Kind
 from scalelab.profiles.analysis.trace.reader import UnusableTraceError, read_trace
 
@@ -108,6 +108,27 @@ def test_times_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:
     assert {trace.names[number] for number in trace.name} == {"good"}
     assert sum(trace.dropped.values()) == 8
     assert not trace.damage
+
+
+@pytest.mark.fault(63)
+def test_work_of_a_device_far_from_its_host_is_no_work(tmp_path: Path) -> None:
+    """kineto writes 0 for a time that it lacks: counted, and no idle time of days."""
+    day = 86_400e6
+    events = [event("aten::mm", day + i, day + i + 1) for i in range(5)]
+    events += [kernel("gemm", day + 2, day + 3), kernel("gemm", 0, 1)]
+    trace = read_trace(write_trace(tmp_path / "t.json", events))
+    assert len(trace) == 6
+    assert sum(trace.dropped.values()) == 1
+
+
+def test_who_stops_reading_knows_what_stood_before_the_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "PIECE_BYTES", 700)
+    monkeypatch.setattr(reader, "MOST_EVENTS", 20)
+    trace = read_trace(write_trace(tmp_path / "t.json", many(200), {"distributedInfo": {"rank": 3}}))
+    assert 20 < len(trace) < 200
+    assert trace.metadata["distributedInfo"] == {"rank": 3}
 
 
 @pytest.mark.fault(63)
