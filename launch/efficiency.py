@@ -87,10 +87,10 @@ def _without_padding(
     lengths = {key: max(1, round(padding[mask].real)) for mask, keys in padded.items() for key in keys}
     try:
         branches, times, counted = source.branches(model), Counter[Shapes](), dict[Shapes, Flops]()
-        for shapes, count in seen.shapes.items():
+        for shapes, came in seen.shapes.items():
             batch = noted.like(shapes, setting.device, lengths)
             cut = shapes_of(batch)
-            times[cut] += count
+            times[cut] += came
             if cut not in counted:
                 counted[cut] = count_flops(model, batch, branches)
         return mean_flops(counted, times), padding, None

@@ -53,7 +53,7 @@ _MEANINGS = {
     Exit.NUMERIC: "numeric: NaN, divergence or loss parity",
     Exit.GATE_FAILED: "gate failed",
     Exit.SOME_FAILED: "finished, some runs failed",
-    Exit.CHECKPOINT: "checkpoint could not be written",
+    Exit.CHECKPOINT: "checkpoint not written, or unusable",
     Exit.FOLDER_IN_USE: "folder in use",
     Exit.PREEMPTED: "preempted, checkpoint written",
     Exit.INTERRUPTED: "interrupted by Ctrl-C",

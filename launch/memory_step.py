@@ -63,13 +63,16 @@ def follow_memory(
                 stack.enter_context(job.finite.off())
             stack.enter_context(recompute.heard_by(log.recomputing))
             train(job.run, batches, steps, watch, lambda batch: watch.followed(to_device(batch)))
-        costs = operator_seconds(job.device, lambda small: make_optimizer(small, job.setting))
-        found = watch.record(steps[-1].index, costs)
     except Exception as error:
         traceback.print_exc()
         # Not the frames of the failed step, which hold all that it made.
         traceback.clear_frames(error.__traceback__)
         write(MemoryStepRecord(step=first, failed=f"a step failed: {type(error).__name__}: {error}"))
         return False
-    write(found)
+    try:
+        costs = operator_seconds(job.device, lambda small: make_optimizer(small, job.setting))
+    except Exception:
+        traceback.print_exc()
+        costs = None
+    write(watch.record(steps[-1].index, costs))
     return True

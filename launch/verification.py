@@ -44,6 +44,7 @@ class Change:
     options: Mapping[str, Any]
     share: float | None
     ci95: tuple[float, float] | None
+    step_seconds: float | None = None
 
 
 def change_of(diagnosis: Facts) -> Change:
@@ -66,6 +67,7 @@ def change_of(diagnosis: Facts) -> Change:
         options=row["next"]["options"],
         share=row["severity_share"],
         ci95=None if ci95 is None else (ci95[0] / step, ci95[1] / step),
+        step_seconds=step,
     )
 
 
@@ -156,7 +158,11 @@ def verify(
         return make({**given, "seed": (seed + number - 1) % 2**32}, name=name, **rest)
 
     with opened(out, _plan(cells, rounds, devices, around), say, latest=False) as (folder, plan):
-        say(f"verifying {words(change.options)} in {folder.path}: {rounds} rounds of both sides, in turn")
+        steps_each = cells[0].cell.config["warmup"] + cells[0].cell.config["steps"]
+        say(
+            f"verifying {words(change.options)} in {folder.path}: {rounds} rounds of both sides, in turn, of "
+            f"{steps_each:,} steps each{_about(change.step_seconds, 2 * rounds * steps_each)}"
+        )
         with Interrupts() as interrupts, _Live(stream, folder, plan, plain) as display:
             given = {each.cell.name: each.given for each in cells}
             outcome = run_sweep(folder, plan, given, display, interrupts, repeats=rounds, make=make_seeded)
@@ -166,6 +172,10 @@ def verify(
         return Verified(
             outcome, folder.path, bought(before, after, change.label, change.options, change.share, change.ci95)
         )
+
+
+def _about(step_seconds: float | None, steps: int) -> str:
+    return "" if step_seconds is None else f": about {step_seconds * steps / 60:.0f} min, and each run's start"
 
 
 class _Live(SweepLive):

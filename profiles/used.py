@@ -81,8 +81,9 @@ class MemoryStepRecord(Base, tag="memory_step", frozen=True, kw_only=True):
     """Memory over `step`, whose storages were followed. `failed` says why it could not be told.
 
     `left_bytes` after it and each followed step before it: what lived on of all that those steps made. `left_by` is the
-    module that made most of what `step` left. `operators` are the calls of `step` by phase, and `operator_seconds` what
-    a call costs the host that has next to nothing to compute.
+    module of which `step` left most beyond the step before it. `operators` are the calls of `step` by phase, and
+    `operator_seconds_by_phase` what one costs the host that has next to nothing to compute (`operator_seconds`: of
+    older records).
     """
 
     step: int
@@ -94,6 +95,7 @@ class MemoryStepRecord(Base, tag="memory_step", frozen=True, kw_only=True):
     allocator: AllocatorRecord | None = None
     host_syncs: list[HostSync] = msgspec.field(default_factory=list)
     operators: dict[str, int] | None = None
+    operator_seconds: float | None = None
     operator_seconds_by_phase: dict[str, float] | None = None
 
 

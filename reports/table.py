@@ -124,7 +124,7 @@ def _memory(summary: Mapping[str, Any]) -> Group:
     for name in ("memory, worst rank", "at the peak", "model state", "law"):
         table.add_column(name, justify="left" if name.startswith("memory") else "right")
     expected = memory["state_by_law"] or {}
-    state, known = memory["state"] or {}, memory["peak_at"] is not None
+    state, known = memory["state"] or {}, memory["by_kind"]["temporary"] is not None
     for kind, count in memory["by_kind"].items():
         if count or kind in expected or kind in state:
             cells = (size(state[kind]) if kind in state else "", size(expected[kind]) if kind in expected else "")
@@ -133,9 +133,11 @@ def _memory(summary: Mapping[str, Any]) -> Group:
     if known:
         table.add_section()
         table.add_row("peak", size(memory["peak_bytes"]), "", "")
-        at = memory["peak_at"]
+    if (at := memory["peak_at"]) is not None:
         where = f" of {at['module']}" if at["module"] else ""
         lines.append(f"the peak is in {at['phase'] or 'no phase'}{where} (steps followed by storage; docs/memory.md)")
+    elif known:
+        lines.append(f"where the peak is, is not known: {summary['reasons']['memory.peak_at']}")
     else:
         lines.append(f"memory at the peak is not known: {summary['reasons']['memory.peak_at']}")
     if memory["growth_ci95"] is not None and memory["growth_ci95"][0] > 0:

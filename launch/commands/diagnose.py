@@ -14,11 +14,12 @@ from ...profiles.analysis.diagnosis.diagnose import FILE, write_diagnosis
 from ...profiles.analysis.load import load_run
 from ...profiles.analysis.summary import analyse
 from ...profiles.runfolder import RunFolder
+from ...profiles.storage import OutputError
 from ...reports.console import Console
 from ...reports.diagnosis_card import diagnosis_card
 from ...reports.steady import Steady
 from .. import devices
-from ..errors import ConfigError, Exit
+from ..errors import ConfigError, Exit, ScalelabError, exit_code_of
 from ..options import PlainText, option, read_options
 from ..scenarios import scenarios
 from ..scenarios._contract import Planted
@@ -66,11 +67,11 @@ def main(argv: Sequence[str]) -> int:
     if "verify" in flags:
         try:
             code = _verify(folder, diagnosis, options, planted)
-        except ConfigError as error:  # the diagnosis itself is none the worse
+        except (ScalelabError, OutputError) as error:  # the diagnosis itself is none the worse
             why = error
             diagnosis["verification"], diagnosis["reasons"]["verification"] = None, str(error)
-            nothing = not any(row["counts"] for row in diagnosis["findings"])
-            code = Exit.OK if nothing else Exit.USAGE
+            nothing = isinstance(error, ConfigError) and not any(row["counts"] for row in diagnosis["findings"])
+            code = Exit.OK if nothing else exit_code_of(error)
     if "json" in flags:
         print(orjson.dumps({**diagnosis, "run_folder": str(folder.path)}).decode())
         return code
@@ -97,6 +98,11 @@ def _diagnose(folder: RunFolder) -> dict[str, Any]:
         summary = analyse(folder, run)
     except ValueError as error:
         raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(
+            f"{folder.path}: of another version, or damaged: {type(error).__name__}: {error}",
+            hint="diagnose it with the version that made it, or make the run again",
+        ) from error
     return write_diagnosis(folder, run, summary)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ._contract import Planted, Scenario, subject
 
-# Most of a token's time is a wait, as for a device of the rank's own: two cores may share what they compute with, and a
-# rank whose peer waits is then the faster for it, which evening out takes away.
+# Most of a token's time is a sleep, as if each rank had a device of its own: on shared cores a rank runs faster while
+# its peer waits, and evening out would take that gain away.
 WAIT = 4e-5
 
 

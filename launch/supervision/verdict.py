@@ -177,7 +177,8 @@ def conclude(reports: Sequence[Report], lost: Sequence[Evidence] = ()) -> dict[s
 def _stopped(code: Exit, step: int) -> dict[str, Any]:
     warned = code in (Exit.PREEMPTED, Exit.CHECKPOINT)
     why = "SIGUSR1" if warned else "Ctrl-C" if code is Exit.INTERRUPTED else "SIGTERM or SIGHUP"
-    hint = "its last checkpoint is in the run folder; a run cannot be continued from one yet" if code is Exit.PREEMPTED else ""
+    kept = "its last checkpoint is in the run folder; a run cannot be continued from one yet"
+    hint = kept if code is Exit.PREEMPTED else ""
     state = "preempted" if warned else "interrupted"
     return status(state, code, cause=f"stopped by {why} after step {step}, on all ranks", hint=hint)
 

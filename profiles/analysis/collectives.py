@@ -141,7 +141,7 @@ def _alike(ranks: Sequence[RankComm], columns: np.ndarray, plan: Plan, offsets: 
     )
     seen = ~np.isnan(ends)
     ends = np.where(seen, ends, handed_in)
-    starts = _starts(handed_in, ends, plan)
+    starts = began_ns(handed_in, ends, plan)
     ready = np.minimum(starts.max(axis=0), ends)
     totals = {name: np.zeros(shift.shape) for name in ("waiting", "transfer", "blocked", "busy", "overlapped")}
     for index, comm in enumerate(chosen):
@@ -168,7 +168,7 @@ def _alike(ranks: Sequence[RankComm], columns: np.ndarray, plan: Plan, offsets: 
     )
 
 
-def _starts(handed_in: np.ndarray, ends: np.ndarray, plan: Plan) -> np.ndarray:
+def began_ns(handed_in: np.ndarray, ends: np.ndarray, plan: Plan) -> np.ndarray:
     """When the backend began each collective: as handed in, once one of its threads for that group was free."""
     starts = np.empty_like(handed_in)
     free: dict[str, np.ndarray] = {}

@@ -128,7 +128,7 @@ def comm(run: Run, known: Communication, null: Null) -> dict[str, Any]:
     return found
 
 
-def _of_as_many(run: Run) -> Calibration | None:
+def of_as_many(run: Run) -> Calibration | None:
     """The run's calibration if it is of as many ranks, on one host as that is."""
     found, world = run.calibration, run.run_json["world_size"]
     alike = found is not None and found.ranks == world and run.run_json["config"].get("nodes", 1) == 1
@@ -138,7 +138,7 @@ def _of_as_many(run: Run) -> Calibration | None:
 def _alone_seconds(run: Run, plans: list[Plan], null: Null) -> float | None:
     """How long the collectives of a step take one after the other on this machine when it does nothing else, as its
     calibration found."""
-    calibration = _of_as_many(run)
+    calibration = of_as_many(run)
     if calibration is not None:
         counts = Counter((each.kind, each.payload_bytes) for plan in plans for each in plan if each.kind != "barrier")
         seconds = {key: collective_seconds(calibration, *key) for key in counts}
@@ -195,7 +195,7 @@ def _traffic(run: Run, plans: list[Plan], null: Null) -> dict[str, Any]:
             payload[collective.kind] += collective.payload_bytes
             sizes[1 << max(0, collective.payload_bytes - 1).bit_length()] += 1
     factors = {kind: wire_factor(kind, world, device) for kind in payload}
-    calibration = _of_as_many(run)
+    calibration = of_as_many(run)
     for kind in payload:
         if factors[kind] is None and calibration is not None and calibration.wire_factor:
             factors[kind] = calibration.wire_factor.get(kind)

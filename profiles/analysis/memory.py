@@ -17,8 +17,8 @@ MODEL_STATE = MEMORY_KINDS[:3]
 NOT_RECORDED = "not recorded: the probe was off or the rank ended too early"
 NO_STEP = "no step was followed: --memory-step off, --probe off, an own loop, or the run ended before it"
 NO_ALLOCATOR = "there is no caching allocator on CPU"
-# The allocator's peak over the run and that of the storages in a followed step may be at different instants, if they
-# differ by more.
+SWITCHED_OFF = "the caching allocator is switched off (PYTORCH_NO_CUDA_MEMORY_CACHING)"
+# If more than this share of the allocator's peak is in no followed storage, the two peaks may be at different instants.
 UNSEEN_SHARE = 0.05
 UNSEEN = "more than 5 % of the allocator's peak is in no storage of the followed step: it may be at another instant"
 # Differences between followed steps that an interval needs.
@@ -66,7 +66,8 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
             null(f"memory.{name}", "no rank ended in order" if name == "rss_peak_bytes" else _no_allocator(run))
     for name in rows[0] if rows else ():
         if any(row[name] is None for row in rows):
-            null(f"memory.per_rank.{name}", _why_of_rank(name, run, why))
+            unseen = name == "peak_at" and all(row["by_kind"] is not None for row in rows)
+            null(f"memory.per_rank.{name}", UNSEEN if unseen else _why_of_rank(name, run, why))
     return {
         "peak_bytes": worst["peak_bytes"] if worst else None,
         "peak_at": worst["peak_at"] if worst else None,
@@ -106,7 +107,7 @@ def _rank(rank: RankRecords) -> dict[str, Any]:
                 at = None
     if figures is not None:
         peak, source = allocated, "allocator"
-    elif peak is None and end is not None and end.allocated_peak_bytes is not None:
+    elif peak is None and end is not None and end.allocated_peak_bytes:
         peak, source = end.allocated_peak_bytes, "allocator"
     assert by_kind is None or sum(by_kind.values()) == peak, "kinds do not sum to the peak"
     return {
@@ -138,7 +139,7 @@ def _over_run(end: EndRecord | None, step: MemoryStepRecord | None, name: str) -
     found = [getattr(end, name)] if end else []
     if step is not None and step.allocator is not None:
         found += [getattr(step.allocator, name), getattr(step.allocator, f"earlier_{name}")]
-    return max((value for value in found if value is not None), default=None)
+    return max((value for value in found if value), default=None)  # 0 where the caching allocator is switched off
 
 
 def _growth(run: Run, why: str, null: Null) -> dict[str, Any]:
@@ -177,7 +178,11 @@ def why_not_followed(run: Run) -> str:
 
 
 def _no_allocator(run: Run) -> str:
-    return NO_ALLOCATOR if run.run_json["config"]["device"] == "cpu" else NO_STEP
+    if run.run_json["config"]["device"] == "cpu":
+        return NO_ALLOCATOR
+    steps = [rank.memory_step for rank in run.ranks]
+    off = any(step is not None and step.allocator is not None and _figures(step) is None for step in steps)
+    return SWITCHED_OFF if off else NO_STEP
 
 
 def _why_of_rank(name: str, run: Run, why: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ def read_traces(files: dict[int, Path], *, on_cpu: bool = False) -> list[dict[st
         try:
             trace = read_trace(path)
             if on_cpu:
-                trace.metadata.pop("deviceProperties", None)
+                said = {key: value for key, value in trace.metadata.items() if key != "deviceProperties"}
+                trace = dataclasses.replace(trace, metadata=said)
             if (processes := launching_processes(trace)) > 1:
                 raise ValueError(f"{path}: {processes} processes launch in it, whose work cannot be told apart")
             rows.append({"rank": rank, "facts": facts_of(trace), "unusable": None, **said_by(trace)})
@@ -69,7 +71,7 @@ def merge_traces(folder: Path, files: dict[int, Path], run: Run) -> dict[str, An
     if not files:
         return {"why": "there is no trace"}
     if len(files) == 1:
-        return {"why": "one rank: its own trace is all there is"}
+        return {"why": "one trace: there is nothing to merge it with"}
     if sum(path.stat().st_size for path in files.values()) > MOST_MERGED_BYTES:
         return {"why": f"the traces take more than {MOST_MERGED_BYTES >> 20} MiB together"}
     ahead = wall_clocks_ahead_ns(run) if run.ranks else {}

@@ -97,7 +97,7 @@ def _results(summary: Mapping[str, Any]) -> dict[str, float]:
             value = value[name] if value is not None else None
         found[path] = value
     found |= {f"phases.{name}.share": row and row["share"] for name, row in summary["phases"].items()}
-    if summary["memory"]["peak_at"] is not None:
+    if summary["memory"]["by_kind"]["temporary"] is not None:
         found |= {f"memory.by_kind.{name}": count for name, count in summary["memory"]["by_kind"].items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 

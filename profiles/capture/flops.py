@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 aten = torch.ops.aten
+Key = TypeVar("Key", bound=Hashable)
 OUTSIDE = "unattributed"
 """The branch of operations that belong to none, such as a loss computed by the model's own forward."""
 
@@ -40,7 +41,7 @@ class Flops:
         return sum(self.by_branch.values())
 
 
-def mean_flops(counted: Mapping[Hashable, Flops], times: Mapping[Hashable, int]) -> Flops:
+def mean_flops(counted: Mapping[Key, Flops], times: Mapping[Key, int]) -> Flops:
     """The mean over micro-batches, of which each of `counted` stands for so many."""
     count = sum(times.values())
 

@@ -164,7 +164,8 @@ class MemoryProbe:
             state = self._run.state()
             for kind, tensors in state.items():
                 self._log.mark(tensors, kind)
-            own = {tensor.untyped_storage()._cdata for tensor in state["parameters"]}
+            # What ZeRO-3 has partitioned stands there empty, beside this rank's part of it.
+            own = {tensor.untyped_storage()._cdata for tensor in state["parameters"] if tensor.numel()}
             self._gathers = any(
                 is_traceable_wrapper_subclass(parameter) or parameter.untyped_storage()._cdata not in own
                 for parameter in self._run.module.parameters()

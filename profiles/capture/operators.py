@@ -22,8 +22,8 @@ LISTED = ("aten._foreach", "aten._fused")
 
 
 class OperatorCount:
-    """Counts operators by `phase`, of one step at a time, and passes those of the model's own work on to `then`: a loader
-    computes on the host."""
+    """Counts operators by `phase`, of one step at a time, and passes those of the model's own work on to `then`: what a
+    loader computes lies on the host."""
 
     def __init__(self, then: Callable[[Any, Any, Any, Any], object]) -> None:
         self.calls: Counter[str] = Counter()

@@ -35,8 +35,8 @@ _is_wrapper_type = functools.cache(is_traceable_wrapper_subclass_type)
 
 @dataclass(slots=True)
 class Held:
-    """A storage that was met. `made` is the number of the followed step that was seen to make it, in `module`, None where
-    none was; `marks` say what it turned out to be."""
+    """A storage that was met. `made` is the number of the followed step that was seen to make it, in `module`; None
+    where none was. `marks` say what it turned out to be."""
 
     size: int
     made: int | None

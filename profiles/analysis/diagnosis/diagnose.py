@@ -11,8 +11,9 @@ import numpy as np
 
 from ...runfolder import RunFolder
 from ..load import Run
+from ..straggler import UNATTRIBUTED
 from ..withheld import is_withheld
-from .facts import Facts
+from .facts import Facts, milliseconds
 from .finding import CannotTell, Finding, Headroom
 from .rules import rules
 from .thresholds import LIMITS, Thresholds
@@ -47,7 +48,35 @@ def diagnose(run: Run, summary: Mapping[str, Any], limits: Thresholds = LIMITS) 
             findings.append(answer)
         elif isinstance(answer, CannotTell):
             lacks.append(answer)
-    return _told(run, summary, [(each, facts) for each in once(findings, facts)], lacks, limits)
+    lacks += _beyond_rules(facts)
+    told = once(findings, facts)
+    # Whose seconds a cause that counts explains is not looked for.
+    explained = {label for each in told if facts.counts(each) for label in rules()[each.label].explains}
+    lacks = [each for each in lacks if each.label not in explained]
+    return _told(run, summary, [(each, facts) for each in told], lacks, limits)
+
+
+def _beyond_rules(facts: Facts) -> list[CannotTell]:
+    """What no rule knows of, and a run cannot be called healthy with."""
+    found = []
+    status, seconds = facts.run.status, float(facts.own[UNATTRIBUTED].mean())
+    if status.get("state") == "failed":
+        found.append(
+            CannotTell(
+                label="cannot_tell",
+                lacks=f"the end of the run, which failed: {status.get('cause')}",
+                rerun=f"it once that is mended{': ' + status['hint'] if status.get('hint') else ''}",
+            )
+        )
+    if facts.share(seconds) >= facts.limits.least_share:
+        found.append(
+            CannotTell(
+                label="cannot_tell",
+                lacks=f"what takes {milliseconds(seconds)} a step outside of the loop's phases",
+                rerun="it with --profile-steps 5; in a loop of your own mark it with probe.phase or probe.event",
+            )
+        )
+    return found
 
 
 def _unfit(run: Run, limits: Thresholds) -> CannotTell | None:
@@ -89,13 +118,18 @@ def once(findings: list[Finding], facts: Facts) -> list[Finding]:
         left = {}
         for phase, seconds in finding.removed.items():
             takers = [(label, each[phase]) for label, each in lefts if phase in each]
-            explained = sum((each for label, each in takers if finding.label in rules()[label].explains), np.zeros(()))
+            # One that gives seconds to other ranks (below zero) makes up for those as well.
+            explained = sum(
+                (each - np.minimum(each.min(axis=0), 0.0) for label, each in takers
+                 if finding.label in rules()[label].explains),
+                np.zeros(()),
+            )  # fmt: skip
             rest = seconds - explained
             if phase in facts.own:
-                rest = np.minimum(rest, facts.own[phase] - sum((each for _, each in takers), np.zeros(())))
-            # What a cause gives back to other ranks (below zero) is not taken by anyone.
+                taken = sum((np.maximum(each, 0.0) for _, each in takers), np.zeros(()))
+                rest = np.minimum(rest, facts.own[phase] - taken)
             left[phase] = np.where(seconds > 0, np.maximum(rest, 0.0), seconds)
-        lefts.append((finding.label, {phase: np.maximum(each, 0.0) for phase, each in left.items()}))
+        lefts.append((finding.label, left))
         found.append(_reduced(finding, left, facts))
     return found
 
@@ -104,11 +138,13 @@ def _reduced(finding: Finding, left: Mapping[str, np.ndarray], facts: Facts) -> 
     """`finding` with what is left of its seconds, where that is much less than it took alone."""
     if finding.headroom is None or not finding.removed:
         return finding
-    before, net = float(facts.saved(finding.removed).mean()), facts.headroom(left)
-    if before <= 0 or net.seconds >= 0.9 * before:
+    before, own = float(facts.saved(finding.removed).mean()), finding.headroom
+    part = max(0.0, float(facts.saved(left).mean()) / before) if before > 0 else 1.0
+    if part >= facts.limits.taken_twice:
         return finding
-    method = f"{net.method}; {1 - max(0.0, net.seconds / before):.0%} of it is counted under a more particular cause"
-    return replace(finding, headroom=Headroom(seconds=net.seconds, ci95=net.ci95, method=method))
+    ci95 = None if own.ci95 is None else (part * own.ci95[0], part * own.ci95[1])
+    method = f"{own.method}; {1 - part:.0%} of it is counted under a more particular cause"
+    return replace(finding, headroom=Headroom(seconds=part * own.seconds, ci95=ci95, method=method))
 
 
 def _told(
@@ -153,13 +189,11 @@ def _told(
 
 
 def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
-    headroom, limits = finding.headroom, facts.limits
+    headroom = finding.headroom
     share = None if headroom is None else facts.share(headroom.seconds)
-    low = None if headroom is None or headroom.ci95 is None else facts.share(headroom.ci95[0])
-    counts = share is None or (share >= limits.least_share and low is not None and low > limits.least_low_share)
     return {
         "label": finding.label,
-        "counts": counts,
+        "counts": facts.counts(finding),
         "evidence": [{"says": each.says, "values": dict(each.values)} for each in finding.evidence],
         "next": {"says": finding.remedy.says, "options": dict(finding.remedy.options)},
         "headroom_seconds": None if headroom is None else headroom.seconds,

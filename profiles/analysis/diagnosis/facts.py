@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ...records import EventRecord
 from ..communication import Communication, communication
 from ..load import Run
 from ..statistics import block_bootstrap_mean
 from ..straggler import own_phases
-from .finding import BETWEEN, COMMUNICATION, Headroom
+from .finding import BETWEEN, COMMUNICATION, Finding, Headroom
 from .host import CoreUse, core_use, major_faults_per_step, memory_stalls
 from .thresholds import LIMITS, Thresholds
 from .traced import trace_mean
@@ -68,11 +69,23 @@ class Facts:
         steps = self.run.complete_steps
         place = {step: index for index, step in enumerate(steps)}
         found = np.zeros(len(steps))
-        for rank in self.run.ranks:
-            for event in rank.events:
-                if event.step in place and event.event != "profiler":
-                    found[place[event.step]] += event.seconds / len(self.run.ranks)
+        for event in self.between:
+            found[place[event.step]] += event.seconds / len(self.run.ranks)
         return found
+
+    @functools.cached_property
+    def between(self) -> list[EventRecord]:
+        """Events of all ranks behind measured steps that come again and again: not the last one's checkpoint and
+        evaluation, where only the end asked for them."""
+        steps, config = set(self.run.complete_steps), self.config
+        last = (config.get("warmup") or 0) + (config.get("steps") or 0) - 1
+
+        def comes_again(event: EventRecord) -> bool:
+            every = config.get({"checkpoint": "save_every", "evaluation": "eval_every"}.get(event.event, ""))
+            return not (every and event.step == last and (event.step + 1) % every)
+
+        events = [event for rank in self.run.ranks for event in rank.events if event.step in steps]
+        return [event for event in events if event.event != "profiler" and comes_again(event)]
 
     @functools.cached_property
     def step_seconds(self) -> float:
@@ -81,6 +94,14 @@ class Facts:
 
     def share(self, seconds: float) -> float:
         return seconds / self.step_seconds
+
+    def counts(self, finding: Finding) -> bool:
+        """Whether a finding is large enough, and sure enough, to be a verdict; one that is no matter of time is."""
+        if (headroom := finding.headroom) is None:
+            return finding.verdict
+        low = None if headroom.ci95 is None else self.share(headroom.ci95[0])
+        least, surely = self.limits.least_share, self.limits.least_low_share
+        return self.share(headroom.seconds) >= least and low is not None and low > surely
 
     def saved(self, removed: Mapping[str, np.ndarray]) -> np.ndarray:
         """What each step saves without those seconds: ranks meet in every step, so that the slowest one's own time
@@ -104,6 +125,18 @@ class Facts:
         series = self.saved(removed)
         method = CRITICAL_PATH if set(removed) - {COMMUNICATION, BETWEEN} else SUM
         return Headroom(seconds=float(series.mean()), ci95=block_bootstrap_mean(series.tolist()), method=method)
+
+    def of_known_count(self, seconds: np.ndarray) -> Headroom:
+        """What comes as often as it is planned to, `seconds` each time, per measured step: how long it takes has a
+        spread (Student's interval), how often it comes has none. Of a single time none is known."""
+        steps, count = len(self.run.complete_steps), len(seconds)
+        total = float(seconds.sum()) / steps
+        if count < 2:
+            return Headroom(seconds=total, ci95=(0.0, 2 * total), method=SUM)
+        from scipy import stats  # half a second to import: for those that need it
+
+        half = float(stats.t.ppf(0.975, count - 1) * stats.sem(seconds)) * count / steps
+        return Headroom(seconds=total, ci95=(max(0.0, total - half), total + half), method=SUM)
 
     def counterfactual(self, cause: str) -> Headroom | None:
         """What the tail of the run says that a step saves without `cause`."""

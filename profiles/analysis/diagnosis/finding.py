@@ -43,7 +43,8 @@ class Headroom:
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """A cause. `removed` holds where its seconds lie, by phase, each (ranks, steps): two causes that take the same
-    seconds are counted once. `headroom` None: it is no matter of time (`why_no_headroom`)."""
+    seconds are counted once. `headroom` None: it is no matter of time, or not known (`why_no_headroom`); then it is a
+    `verdict` or told beside one."""
 
     label: str
     evidence: tuple[Evidence, ...]
@@ -51,6 +52,7 @@ class Finding:
     headroom: Headroom | None
     removed: Mapping[str, np.ndarray] = field(default_factory=dict)
     why_no_headroom: str = ""
+    verdict: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

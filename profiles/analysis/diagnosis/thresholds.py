@@ -20,6 +20,17 @@ class Thresholds:
     """Measured steps. The moving-block bootstrap needs some blocks of n^(1/3) steps; of fewer than ten steps an
     interval says nothing."""
 
+    taken_twice: float = 0.9
+    """What is left of a cause when seconds that a more particular one takes are out: of less than a tenth nobody need
+    be told, which is within the intervals."""
+    room: float = 0.8
+    """Of the host's memory in use at most: above it activations that are kept are not sure to fit."""
+    proportional: float = 1.25
+    """Own time over what a batch holds, between ranks: a rank that takes more than in proportion by this much is slow
+    for another reason. As far below and above, the cost of an element is not told apart from it."""
+    stolen_share: float = 0.02
+    """Of the cores' time, taken by the hypervisor: below it is the counters' tick."""
+
     latency_share: float = 0.5
     """Of what communication costs: above it most goes to the number of messages, below it to their bytes."""
     gloo_call_seconds: float = 2e-4

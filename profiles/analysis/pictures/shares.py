@@ -32,7 +32,7 @@ def sent(summary: Mapping[str, Any], law: Mapping[str, Any] | None) -> list[dict
 def kinds(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Bytes at the peak by kind, and their shares of it. None where the peak was not looked into."""
     memory = summary["memory"]
-    known = memory["peak_at"] is not None
+    known = memory["by_kind"]["temporary"] is not None
     return _shares(
         {kind: count if known else None for kind, count in memory["by_kind"].items()}, memory["peak_bytes"], "bytes"
     )

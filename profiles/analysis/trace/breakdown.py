@@ -74,8 +74,8 @@ def of_a_gpu_job(trace: Trace) -> bool:
     return bool(
         len(trace.of(Kind.RUNTIME))
         or len(trace.named(Kind.ANNOTATION, _NOT_GLOO))
-        or ("gloo" not in backend and backend)
-        or ("gloo" not in backend and trace.metadata.get("deviceProperties"))
+        or backend not in ("", "gloo")
+        or (backend != "gloo" and trace.metadata.get("deviceProperties"))
     )
 
 

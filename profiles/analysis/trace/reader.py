@@ -90,10 +90,10 @@ def read_trace(path: Path) -> Trace:
 def _near(columns: dict[str, np.ndarray], dropped: dict[str, int]) -> dict[str, np.ndarray]:
     """The columns without what a device did far from its host; kineto writes 0 for a time that it lacks."""
     on_device = columns["kind"] <= Kind.MEMSET
-    host = columns["begin"][~on_device]
-    if not len(host):
+    if on_device.all():
         return columns
-    far = on_device & ((columns["begin"] < host.min() - FAR_NS) | (columns["begin"] > host.max() + FAR_NS))
+    first, last = columns["begin"][~on_device].min(), columns["end"][~on_device].max()
+    far = on_device & ((columns["begin"] < first - FAR_NS) | (columns["begin"] > last + FAR_NS))
     if not far.any():
         return columns
     dropped[_NO_TIME] = dropped.get(_NO_TIME, 0) + int(far.sum())

@@ -43,7 +43,7 @@ def _from_begin(seconds: float | None) -> str:
 def _kinds(summary: Mapping[str, Any], kinds: Mapping[str, Any]) -> Table:
     memory = summary["memory"]
     expected = memory["state_by_law"] or {}
-    state, known, peak = memory["state"] or {}, memory["peak_at"] is not None, memory["peak_bytes"]
+    state, known, peak = memory["state"] or {}, memory["by_kind"]["temporary"] is not None, memory["peak_bytes"]
     columns = [
         Column("kind", "kind", numeric=False),
         Column("at the peak", "peak_bytes"),
@@ -74,7 +74,8 @@ def _kinds(summary: Mapping[str, Any], kinds: Mapping[str, Any]) -> Table:
             Number("", None),
         ]
     )
-    caption = "The rank with the highest peak, in a step after the measured ones; kinds sum to the peak"
+    when = "over the run" if memory["source"] == "allocator" else "in a step after the measured ones"
+    caption = f"The rank with the highest peak, {when}; kinds sum to the peak"
     if (rank := memory["state_rank"]) is not None:
         caption += f". Model state, measured and by law: rank {rank}, which holds most of it"
     return Table("memory", caption, columns, rows, total=frozenset({len(rows) - 1}))

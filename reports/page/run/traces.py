@@ -73,11 +73,13 @@ def _waits(row: Mapping[str, Any]) -> Table:
             each["operator"] or "-",
             each["source"] or "-",
             Number(units.figures(each["count"]), each["count"]),
-            units.seconds(each["blocked_seconds"]),
+            _time(each["blocked_seconds"]),
         ]
         for each in row["host_syncs"][:SYNCS_SHOWN]
     ]
-    return Table("trace-syncs", f"Where the host of rank {row['rank']} waited for its device", columns, cells)
+    on_device = any(device["device"] is not None for device in row["devices"])
+    verb = "waited for its device" if on_device else "would wait for a GPU"
+    return Table("trace-syncs", f"Where the host of rank {row['rank']} {verb}", columns, cells)
 
 
 def _place(row: Mapping[str, Any], device: Mapping[str, Any]) -> str:

@@ -299,4 +299,4 @@ def test_an_older_record_without_the_newer_signals_is_still_diagnosed() -> None:
     run = made(extra=late(None, "data", 0.05), fields=older, batches=None, memory_step=COUNTED)
     found = told(run)
     assert found["verdict"]["label"] == "input_bound"
-    assert {row["label"] for row in found["cannot_tell"]} == {"cpu_contention", "data_imbalance"}
+    assert {row["label"] for row in found["cannot_tell"]} == {"cpu_contention", "data_imbalance", "memory_pressure"}

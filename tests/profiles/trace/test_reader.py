@@ -121,9 +121,7 @@ def test_work_of_a_device_far_from_its_host_is_no_work(tmp_path: Path) -> None:
     assert sum(trace.dropped.values()) == 1
 
 
-def test_who_stops_reading_knows_what_stood_before_the_events(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_stops_reading_knows_what_stood_before_the_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "PIECE_BYTES", 700)
     monkeypatch.setattr(reader, "MOST_EVENTS", 20)
     trace = read_trace(write_trace(tmp_path / "t.json", many(200), {"distributedInfo": {"rank": 3}}))

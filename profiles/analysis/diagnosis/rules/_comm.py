@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ....calibration import collective_seconds
+from ...collectives import began_ns
+from ...communication import of_as_many
 from ...load import Run
 from ..facts import Facts
 from ..finding import COMMUNICATION, CannotTell, Headroom
@@ -50,12 +52,11 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
         )
     free, trace = facts.counterfactual("free_wire"), facts.trace_mean
     if free is None and trace is not None:
-        seconds = trace["exposed_communication_seconds"]
-        spread = trace["spread"]
+        seconds, spread = min(trace["exposed_communication_seconds"], facts.step_seconds), trace["spread"]
         free = Headroom(
             seconds=seconds,
-            ci95=(seconds * (1 - spread), seconds * (1 + spread)),
-            method="communication that nothing computes beside, in the trace; what ranks wait for late ones included",
+            ci95=None if spread is None else (seconds * (1 - spread), seconds * (1 + spread)),
+            method="communication that nothing computes beside, in the trace",
         )
     if free is None:
         return CannotTell(
@@ -63,18 +64,19 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
             lacks=f"what communication costs the step: {known.why_unknown or known.why_not_split}",
             rerun="the run again with --profile-steps 5, or with --counterfactual",
         )
+    free = replace(free, method=f"{free.method}; what ranks wait for late ones is in it, as it cannot be told apart")
     removed = {COMMUNICATION: np.full_like(facts.own_total, free.seconds)}
     share = _saved_share(free, *times)
     return Cost(headroom=free, removed=removed, latency_share=share, calls=calls, bytes_per_step=payload, how=how)
 
 
-def _saved_share(cost: Headroom, now_seconds: float, merged_seconds: float) -> float:
+def _saved_share(whole: Headroom, now_seconds: float, merged_seconds: float) -> float:
     """Of what communication costs, the part that merging it into few calls would save: at most the part of what calls
     take, as a slow wire is slow for few of them too, and not what the merged ones take, as nothing computes beside
     them."""
-    if min(cost.seconds, now_seconds) <= 0:
+    if min(whole.seconds, now_seconds) <= 0:
         return 0.0
-    return max(0.0, 1 - merged_seconds / min(cost.seconds, now_seconds))
+    return max(0.0, 1 - merged_seconds / min(whole.seconds, now_seconds))
 
 
 def _times(facts: Facts, calls: float) -> tuple[tuple[float, float], str]:
@@ -93,14 +95,16 @@ def _times(facts: Facts, calls: float) -> tuple[tuple[float, float], str]:
         carried = per_byte * sum(merged.values())
         times = per_call * len(sizes) + carried, per_call * len(merged) + carried
         return times, "the times of this run's own collectives by their size"
-    calibration = facts.run.calibration
-    if calibration is not None and calibration.ranks == facts.world_size:
+    calibration = of_as_many(facts.run)
+    if calibration is not None:
         now = [collective_seconds(calibration, kind, size) for kind, size in sizes]
         then = [collective_seconds(calibration, kind, size) for kind, size in merged.items()]
         if None not in now and None not in then:
             times = sum(each or 0.0 for each in now), sum(each or 0.0 for each in then)
             return times, f"the calibration {calibration.name}"
-    blocked = facts.summary["comm"]["exposed_seconds"] or facts.step_seconds
+    blocked = facts.summary["comm"]["exposed_seconds"]
+    if blocked is None or facts.device != "cpu" or (facts.config.get("nodes") or 1) > 1:
+        return (0.0, 0.0), "nothing: what a call takes here is not known"
     saved = facts.limits.gloo_call_seconds * (len(sizes) - len(merged))
     return (blocked, max(0.0, blocked - saved)), "what a call over gloo takes that carries nothing"
 
@@ -116,12 +120,12 @@ def fit(run: Run, facts: Facts) -> tuple[float, float] | None:
     for rank, comm in zip(run.ranks, comms, strict=True):
         for step in np.flatnonzero(exact):
             begin, end = comm.first[step], comm.first[step + 1]
-            ended = comm.ended[begin:end]
-            # They go one after the other: one that is handed in before the last has ended begins then.
-            began = np.fmax(comm.handed_in[begin:end], np.concatenate(([0.0], ended))[:-1])
-            took = (ended - began) * 1e-9
-            for collective, seconds in zip(rank.comm_plans[int(comm.plan[step])], took.tolist(), strict=True):
-                if collective.kind != "barrier" and not np.isnan(seconds):
+            plan, ended = rank.comm_plans[int(comm.plan[step])], comm.ended[None, None, begin:end]
+            if np.isnan(ended).any():
+                continue
+            took = ((ended - began_ns(comm.handed_in[None, None, begin:end], ended, plan)) * 1e-9)[0, 0]
+            for collective, seconds in zip(plan, took.tolist(), strict=True):
+                if collective.kind != "barrier" and seconds > 0:
                     times.setdefault(collective.payload_bytes, []).append(seconds)
     sizes = np.array(sorted(times), dtype=np.float64)
     if len(sizes) < 3 or sizes[-1] < 4 * sizes[0]:

@@ -48,11 +48,14 @@ def _remedy(facts: Facts) -> Remedy:
             says=f"{words}, or fewer bytes: gradients sent in bf16 (bf16_compress_hook of DDP), or several batches "
             "under no_sync() for each reduction"
         )
-    if config.get("overlap") is False:
+    # DeepSpeed overlaps by CUDA streams alone, and its stages 2 and 3 reduce after every micro-batch.
+    zero = config["strategy"].startswith("zero")
+    if config.get("overlap") is False and not (zero and facts.device == "cpu"):
         words, options = "--overlap true reduces gradients while backward computes", {"overlap": True}
-    elif config["grad_accumulation"] == 1 or config.get("accumulation_sync") == "each":
+    elif config["strategy"] not in ("zero2", "zero3"):
         words = f"{words}, or fewer bytes: --grad-accumulation, which sends once for several micro-batches"
-        options = larger_batch(config, grad_accumulation=2 * config["grad_accumulation"])
+        more = {"accumulation_sync": "last"} if config.get("accumulation_sync") == "each" else {}
+        options = larger_batch(config, grad_accumulation=2 * config["grad_accumulation"], **more)
     return Remedy(says=f"{words}; --precision bf16-params halves what is sent", options=options)
 
 

@@ -24,7 +24,10 @@ def find(facts: Facts) -> Answer:
             f"each on average; they hold ranks up {milliseconds(whole.seconds)} a step",
             values={"calls_per_step": found.calls, "bytes_per_step": found.bytes_per_step},
         ),
-        Evidence(says=f"{share:.0%} of that is the calls themselves, by {found.how}", values={"latency_share": share}),
+        Evidence(
+            says=f"{share:.0%} of that would be saved if the same went in one call of each kind, by {found.how}",
+            values={"latency_share": share},
+        ),
     )
     ci95 = None if whole.ci95 is None else (whole.ci95[0] * share, whole.ci95[1] * share)
     return Finding(

@@ -18,7 +18,8 @@ def find(facts: Facts) -> Answer:
             rerun="on Linux with /proc/thread-self/schedstat",
             matters=False,
         )
-    if facts.share(float(facts.headroom(facts.computing(delay)).seconds)) < facts.limits.shown_share:
+    share = facts.share(float(facts.headroom(facts.computing(delay)).seconds))
+    if share < facts.limits.shown_share:
         return None
     uses = facts.core_use
     if uses is None:
@@ -26,6 +27,7 @@ def find(facts: Facts) -> Answer:
             label="cpu_contention",
             lacks="who else was on this host's cores during the measured steps",
             rerun="the run again under scalelab run, for 5 s or more",
+            matters=share >= facts.limits.least_share,
         )
     others = sum(use.others + use.stolen for use in uses)
     cores = sum(use.cores for use in uses)
@@ -48,7 +50,7 @@ def find(facts: Facts) -> Answer:
             values={"others_cores": others, "own_cores": own, "cores": cores},
         ),
     ]
-    if (stolen := sum(use.stolen for use in uses)) > 0.02 * cores:
+    if (stolen := sum(use.stolen for use in uses)) > facts.limits.stolen_share * cores:
         evidence.append(Evidence(says=f"the hypervisor took {stolen:.2g} cores' time", values={"stolen_cores": stolen}))
     return Finding(
         label="cpu_contention",

@@ -90,13 +90,13 @@ def _fit(name: str, held: np.ndarray, own: np.ndarray, facts: Facts) -> _Fit | N
     x, y = held.mean(axis=1) - mean, own.mean(axis=1) - own.mean()
     slope = float((x * y).sum() / (x * x).sum())
     # What a batch holds cannot cost more than in proportion: more than that is the rank's, not the data's.
-    proportional = float(own.mean()) / mean
-    if not 0 < slope <= 1.25 * proportional:
+    proportional, wide = float(own.mean()) / mean, limits.proportional
+    if not 0 < slope <= limits.proportional * proportional:
         return None
     correlation = float((x * y).sum() / np.sqrt((x * x).sum() * max((y * y).sum(), 1e-30)))
     if correlation < limits.held_correlation:
         return None
-    return _Fit(name, held, slope, 0.75 * slope, 1.25 * slope, correlation, between_ranks=True)
+    return _Fit(name, held, slope, (2 - wide) * slope, wide * slope, correlation, between_ranks=True)
 
 
 def _evidence(facts: Facts, fit: _Fit) -> tuple[Evidence, ...]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from ..facts import Facts, milliseconds
-from ..finding import Answer, CannotTell, Evidence, Finding, Headroom, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
+from ..traced import untraced
 from ._contract import Rule
-from .launch_bound import trace_interval
 
 
 def find(facts: Facts) -> Answer:
-    lines = facts.summary["host_syncs"] or []
+    lines = facts.summary["host_syncs"]
     trace = facts.trace_mean
     if trace is None:
+        if lines is None:
+            return CannotTell(
+                label="host_sync",
+                lacks="where the host waits for the device: no step was followed, and none was traced",
+                rerun="the run again with --profile-steps 5",
+            )
         if not lines:
             return None
         return CannotTell(
@@ -21,7 +27,7 @@ def find(facts: Facts) -> Answer:
             lacks=f"what the host's waits cost ({_named(lines)}), which only a profiler's trace tells",
             rerun="the run again with --profile-steps 5",
         )
-    seconds = trace["after_sync_seconds"]
+    lines, seconds = lines or [], trace["after_sync_seconds"]
     evidence = [
         Evidence(
             says=f"the device idles {milliseconds(seconds)} a step after the host had waited for it",
@@ -35,6 +41,7 @@ def find(facts: Facts) -> Answer:
         )
         for line in lines[:5]
     ]
+    headroom = untraced(seconds, trace, facts.step_seconds, "idle device after the host had waited for it")
     return Finding(
         label="host_sync",
         evidence=tuple(evidence),
@@ -42,10 +49,8 @@ def find(facts: Facts) -> Answer:
             says="keep values on the device: collect losses as tensors and read them every N steps, replace .item(), "
             ".nonzero() and indexing by masks" + (f"; first {lines[0]['source']}" if lines else "")
         ),
-        headroom=Headroom(
-            seconds=seconds, ci95=trace_interval(seconds, trace["spread"]), method="idle device in the trace"
-        ),
-        removed={"forward": np.full_like(facts.own["forward"], seconds)},
+        headroom=headroom,
+        removed=facts.spread(np.full_like(facts.own_total, headroom.seconds)),
     )
 
 
@@ -53,4 +58,4 @@ def _named(lines: list[dict[str, object]]) -> str:
     return ", ".join(f"{line['operator']} at {line['source']}" for line in lines[:2])
 
 
-rule = Rule(label="host_sync", devices=("cuda",), find=find, explains=("launch_bound",))
+rule = Rule(label="host_sync", devices=("cuda",), find=find)

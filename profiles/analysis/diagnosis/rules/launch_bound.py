@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..facts import Facts, milliseconds
-from ..finding import Answer, CannotTell, Evidence, Finding, Headroom, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
+from ..traced import untraced
 from ._contract import Rule, larger_batch
 
 PHASES = ("forward", "backward", "optimizer")
@@ -31,8 +32,8 @@ def _on_host(facts: Facts) -> Answer:
     by_phase = ", ".join(f"{name} {calls[name]:,} of {each[name] * 1e6:.1f} us" for name in PHASES if calls.get(name))
     evidence = [
         Evidence(
-            says=f"a step calls {sum(calls[name] for name in removed):,} operators ({by_phase}), however little they "
-            f"compute",
+            says=f"a step calls {sum(calls[name] for name in removed):,} operators ({by_phase} each), which take that "
+            f"long however little they compute",
             values={"operators": dict(calls), "operator_seconds": dict(each)},
         ),
         *_efficiency(facts),
@@ -57,7 +58,7 @@ def _on_device(facts: Facts) -> Answer:
         )
     idle = trace["not_launched_seconds"] + trace["launching_seconds"] - trace["loading_seconds"]
     idle = max(0.0, idle - trace["after_sync_seconds"])
-    removed = {"forward": np.full_like(facts.own["forward"], idle)}
+    headroom = untraced(idle, trace, facts.step_seconds, "idle device")
     delay = trace["launch_delay_seconds"]
     evidence = [
         Evidence(
@@ -77,14 +78,9 @@ def _on_device(facts: Facts) -> Answer:
         label="launch_bound",
         evidence=tuple(evidence),
         remedy=_remedy(facts),
-        headroom=Headroom(seconds=idle, ci95=trace_interval(idle, trace["spread"]), method="idle device in the trace"),
-        removed=removed,
+        headroom=headroom,
+        removed=facts.spread(np.full_like(facts.own_total, headroom.seconds)),
     )
-
-
-def trace_interval(seconds: float, spread: float) -> tuple[float, float]:
-    """An interval for what few traced steps say: by the relative spread of their lengths."""
-    return max(0.0, seconds * (1 - spread)), seconds * (1 + spread)
 
 
 def _efficiency(facts: Facts) -> list[Evidence]:

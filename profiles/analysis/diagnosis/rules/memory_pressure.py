@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..facts import Facts, milliseconds
-from ..finding import Answer, Evidence, Finding, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._contract import Rule
 
 
@@ -32,21 +32,37 @@ def find(facts: Facts) -> Answer:
     if retries:
         evidence.append(
             Evidence(
-                says=f"CUDA's allocator gave memory back and asked again {retries} times, each a stop of the device",
+                says=f"CUDA's allocator gave memory back and asked again {retries} times in the run, each a stop of "
+                "the device",
                 values={"alloc_retries": retries},
             )
         )
     used = facts.memory_used_share
-    if used is not None and used >= facts.limits.memory_close:
+    close = used is not None and used >= facts.limits.memory_close
+    if close:
         evidence.append(Evidence(says=f"{used:.0%} of the memory limit was in use", values={"memory_used_share": used}))
     if not evidence:
+        if stalled is None and used is None and retries is None:
+            return CannotTell(
+                label="memory_pressure",
+                lacks="how much of its memory the run used, and whether it waited for any",
+                rerun="the run again under scalelab run, on a Linux that counts it (/proc/pressure/memory)",
+                matters=False,
+            )
         return None
     return Finding(
         label="memory_pressure",
         evidence=tuple(evidence),
         remedy=_remedy(facts),
         headroom=headroom,
-        why_no_headroom="" if headroom else "memory close to its limit costs no time until it ends the run",
+        why_no_headroom=(
+            ""
+            if headroom
+            else "memory close to its limit costs no time until it ends the run"
+            if close
+            else "what the allocator's retries cost is not known"
+        ),
+        verdict=close or headroom is not None,
     )
 
 

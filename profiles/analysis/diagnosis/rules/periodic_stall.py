@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 
 from ..facts import Facts, milliseconds
-from ..finding import BETWEEN, Answer, Evidence, Finding, Remedy
+from ..finding import BETWEEN, Answer, Evidence, Finding, Headroom, Remedy
 from ._contract import Rule
 
 
 def find(facts: Facts) -> Answer:
     removed: dict[str, np.ndarray] = {}
+    parts: list[Headroom] = []
     evidence: list[Evidence] = []
     says, options = [], {}
     if facts.between_seconds.any():
         ranks = len(facts.run.ranks)
         removed[BETWEEN] = np.tile(facts.between_seconds, (ranks, 1))
+        parts.append(facts.of_known_count(facts.between_seconds[facts.between_seconds > 0]))
         for kind, (count, seconds) in _events(facts).items():
             per_step = seconds / len(facts.run.complete_steps)
             evidence.append(
@@ -33,7 +35,9 @@ def find(facts: Facts) -> Answer:
             says.append("evaluate and save less often; persistent_workers=True keeps loader processes between epochs")
     gc = facts.garbage
     if gc is not None and facts.share(float(gc.mean())) >= facts.limits.shown_share:
-        removed |= facts.spread(gc)
+        paused = facts.spread(gc)
+        removed |= paused
+        parts.append(facts.headroom(paused))
         seconds = float(gc.mean())
         evidence.append(
             Evidence(
@@ -43,9 +47,11 @@ def find(facts: Facts) -> Answer:
             )
         )
         says.append("make fewer objects in cycles, call gc.freeze() after start-up, or collect every N steps")
-    elif (stalls := _regular(facts)) is not None:
+    if (stalls := _regular(facts, gc)) is not None:
         places, every, excess = stalls
-        removed |= facts.spread(excess)
+        stalled = facts.spread(excess)
+        removed |= {name: removed.get(name, 0.0) + seconds for name, seconds in stalled.items()}
+        parts.append(facts.of_known_count(facts.saved(stalled)[places]))
         steps = [facts.run.complete_steps[place] for place in places]
         evidence.append(
             Evidence(
@@ -61,17 +67,25 @@ def find(facts: Facts) -> Answer:
         label="periodic_stall",
         evidence=tuple(evidence),
         remedy=Remedy(says="; ".join(says) or "do it less often", options=options),
-        headroom=facts.headroom(removed),
+        headroom=_sum(parts),
         removed=removed,
+    )
+
+
+def _sum(parts: list[Headroom]) -> Headroom:
+    ends = [each.ci95 for each in parts if each.ci95 is not None]
+    return Headroom(
+        seconds=sum(each.seconds for each in parts),
+        ci95=(sum(low for low, _ in ends), sum(high for _, high in ends)) if len(ends) == len(parts) else None,
+        method=parts[0].method,
     )
 
 
 def _events(facts: Facts) -> dict[str, tuple[int, float]]:
     """Events behind measured steps by kind: how many, and seconds in all, mean over ranks."""
-    steps = set(facts.run.complete_steps)
     found: dict[str, tuple[int, float]] = {}
     for kind in ("checkpoint", "evaluation", "flush", "between_epochs"):
-        alike = [e for rank in facts.run.ranks for e in rank.events if e.event == kind and e.step in steps]
+        alike = [event for event in facts.between if event.event == kind]
         if alike:
             found[kind] = (len({e.step for e in alike}), sum(e.seconds for e in alike) / len(facts.run.ranks))
     return dict(sorted(found.items(), key=lambda row: -row[1][1]))
@@ -90,10 +104,12 @@ def _less_often(facts: Facts) -> dict[str, Any]:
     return found
 
 
-def _regular(facts: Facts) -> tuple[list[int], float, np.ndarray] | None:
-    """Stalled steps, their period, and their excess over the median; None where none come at an even pace."""
+def _regular(facts: Facts, gc: np.ndarray | None) -> tuple[list[int], float, np.ndarray] | None:
+    """Stalled steps, their period, and their excess over the median; None where none come at an even pace. The
+    collector's pauses, which are told apart, are none of it."""
     limits = facts.limits
-    slowest = facts.own_total.max(axis=0)
+    own = facts.own_total if gc is None else facts.own_total - gc
+    slowest = own.max(axis=0)
     median = float(np.median(slowest))
     places = np.flatnonzero(slowest > limits.periodic_factor * median)
     if len(places) < limits.periodic_least:
@@ -101,8 +117,8 @@ def _regular(facts: Facts) -> tuple[list[int], float, np.ndarray] | None:
     gaps = np.diff(places)
     if gaps.mean() < 2 or gaps.std() / gaps.mean() > limits.periodic_regular:
         return None
-    excess = np.zeros_like(facts.own_total)
-    excess[:, places] = np.maximum(0.0, facts.own_total[:, places] - median)
+    excess = np.zeros_like(own)
+    excess[:, places] = np.maximum(0.0, own[:, places] - median)
     return places.tolist(), float(gaps.mean()), excess
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..facts import Facts, milliseconds
-from ..finding import Answer, Evidence, Finding, Headroom, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Headroom, Remedy
 from ._contract import Rule
 
 
@@ -25,7 +25,14 @@ def find(facts: Facts) -> Answer:
     saves = 1 - now.median / then.median
     own = facts.own["forward"] + facts.own["backward"]
     whole, mfu = float(own.mean()), facts.summary["utilization"]["mfu"]
-    least = min(whole, (mfu or 0.0) * facts.step_seconds) * saves
+    if mfu is None:
+        return CannotTell(
+            label="precision_unused",
+            lacks="how much of forward and backward is products: MFU is not known",
+            rerun="see utilization.mfu in the reasons of summary.json",
+            matters=False,
+        )
+    least = min(whole, mfu * facts.step_seconds) * saves
     most = whole * saves
     middle = 0.5 * (least + most)
     scale = middle / max(whole, 1e-12)

@@ -6,8 +6,6 @@ from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._contract import Rule
 
-ROOM = 0.8
-
 
 def find(facts: Facts) -> Answer:
     how = facts.config.get("checkpointing", "none")
@@ -28,7 +26,8 @@ def find(facts: Facts) -> Answer:
             rerun="the run again without --compile, or with --checkpointing none to compare",
         )
     removed = {"backward": again}
-    used = facts.memory_used_share
+    # On a GPU it is the card that must have room, which is not known.
+    used = facts.memory_used_share if facts.device == "cpu" else None
     evidence = [
         Evidence(
             says=f"--checkpointing {how} computes activations again for {milliseconds(float(again.mean()))} of a "
@@ -39,15 +38,15 @@ def find(facts: Facts) -> Answer:
     ]
     if used is not None:
         evidence.append(Evidence(says=f"{used:.0%} of memory was in use at most", values={"memory_used_share": used}))
-    to = "none" if used is None or used < ROOM else "selective"
-    options = {"checkpointing": to} if to != how else {}
+    to = "none" if used is None or used < facts.limits.room else "selective"
+    options = {"checkpointing": to} if to != how and facts.device == "cpu" else {}
     return Finding(
         label="recompute",
         evidence=tuple(evidence),
         remedy=Remedy(
             says=f"--checkpointing {to}: keep activations, if they fit in memory; --dry-run and the memory part of the "
             "report tell"
-            if options
+            if to != how
             else "memory has no room for more activations: a smaller --micro-batch, or a strategy that shards more",
             options=options,
         ),

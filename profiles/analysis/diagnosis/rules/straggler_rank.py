@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...straggler import Straggler, find_straggler
+from ...straggler import LEAST_SHARE_OF_STEP, Straggler, find_straggler
 from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._contract import Rule
@@ -22,26 +22,33 @@ _NEXT = {
 def find(facts: Facts) -> Answer:
     known = facts.known
     if known.exposed is None or known.split is None:
+        trace = facts.trace_mean
+        if trace is not None and facts.share(trace["exposed_communication_seconds"]) < facts.limits.least_share:
+            return None  # whoever is late, nobody waits for it for long
         return CannotTell(
             label="straggler_rank",
             lacks=f"which rank comes last to the collectives: {known.why_unknown or known.why_not_split}",
             rerun="--profile-steps 5 shows each rank's communication in its trace",
         )
     found = find_straggler(facts.run, known.exposed, known.split.last)
-    if not isinstance(found, Straggler):
-        return None
-    index = next(i for i, rank in enumerate(facts.run.ranks) if rank.rank == found.rank)
-    own = facts.own[found.cause]
-    removed = np.zeros_like(own)
-    # Its mean excess, not that of each step: the steps' noise is nobody's fault and would stay.
-    removed[index] = own[index].mean() - np.delete(own, index, axis=0).mean()
     waiting = known.split.waiting.mean(axis=1)
-    others = float(np.delete(waiting, index).mean())
+    if not isinstance(found, Straggler):
+        return _by_turns(facts, float(waiting.mean()))
+    index = next(i for i, rank in enumerate(facts.run.ranks) if rank.rank == found.rank)
+    late, removed = _late(facts, index)
+    others = float(np.delete(waiting, late).mean())
+    also = [facts.run.ranks[place].rank for place in late if place != index]
+    likewise = f"; rank{'s' * (len(also) > 1)} {', '.join(map(str, also))} likewise" if also else ""
     evidence = (
         Evidence(
             says=f"rank {found.rank} takes {milliseconds(found.excess_seconds)} a step longer than the others' mean, "
-            f"and was last in {found.share:.0%} of the steps",
-            values={"rank": found.rank, "excess_seconds": found.excess_seconds, "share_last": found.share},
+            f"and was last in {found.share:.0%} of the steps{likewise}",
+            values={
+                "rank": found.rank,
+                "excess_seconds": found.excess_seconds,
+                "share_last": found.share,
+                "late_too": also,
+            },
         ),
         Evidence(
             says=f"most of it in {found.cause}; the others wait {milliseconds(others)} a step for late ranks",
@@ -54,8 +61,34 @@ def find(facts: Facts) -> Answer:
         label="straggler_rank",
         evidence=evidence,
         remedy=Remedy(says=f"{where}: {_NEXT.get(found.cause, _NEXT['unattributed'])}"),
-        headroom=facts.headroom({found.cause: removed}),
-        removed={found.cause: removed},
+        headroom=facts.headroom(removed),
+        removed=removed,
+    )
+
+
+def _late(facts: Facts, index: int) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The places of the rank at `index` and of those that are as late as one, and what they take longer than the others
+    in each phase: on average, as the steps' noise is nobody's fault and would stay."""
+    totals = facts.own_total.mean(axis=1)
+    usual = float(np.sort(totals)[(len(totals) - 1) // 2])
+    least = LEAST_SHARE_OF_STEP * float(facts.run.step_seconds.mean())
+    late = [place for place, total in enumerate(totals) if place == index or total - usual > least]
+    removed = {}
+    for phase, own in facts.own.items():
+        more = own.mean(axis=1) - np.delete(own, late, axis=0).mean()
+        removed[phase] = np.zeros_like(own)
+        removed[phase][late] = more[late, None]
+    return late, removed
+
+
+def _by_turns(facts: Facts, waiting: float) -> CannotTell | None:
+    """Ranks wait long, and for no one of them: as they share cores, or for a cause that no rule knows."""
+    if facts.run.run_json.get("oversubscribed") or facts.share(waiting) < facts.limits.least_share:
+        return None
+    return CannotTell(
+        label="straggler_rank",
+        lacks=f"why ranks wait {milliseconds(waiting)} a step for late ones, as no one rank is late",
+        rerun="the run again with --profile-steps 5, and look at the ranks side by side in the merged trace",
     )
 
 
