@@ -10,6 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .units import size
+
 _STYLES = {"healthy": "bold green", "cannot_tell": "bold yellow"}
 
 
@@ -97,6 +99,9 @@ def _bought(row: Mapping[str, Any]) -> list[Text]:
         more = "more rounds" if row["needed"] is None else f"--rounds {row['needed']}"
         if row["needed"] is None or row["needed"] > row["rounds"]:
             lines.append(Text(f"{more} would tell an effect of 5 %"))
+    if row["label"] == "memory_pressure" and (memory := row.get("peak_memory")) is not None:
+        whole = "the fullest rank's process" if memory["of"] == "rss_peak_bytes" else "the fullest card"
+        lines.append(Text(f"{whole} held {size(memory['before_bytes'])}, and {size(memory['after_bytes'])} with it"))
     if (learns := row["learns"]) is not None:
         lines.append(Text(_learns(learns)))
     elif row["decides_learning"]:

@@ -16,7 +16,7 @@ from scalelab.launch.errors import ConfigError, Exit
 from scalelab.launch.plan import resolve
 from scalelab.launch.sweep.child import Ended
 from scalelab.launch.verification import AS_IS, CHANGED, Change, Verified, change_of, sides, verify
-from scalelab.profiles.records import EventRecord
+from scalelab.profiles.records import EndRecord, EventRecord
 from scalelab.profiles.runfolder import RunFolder, appending
 
 from tests.support.sweeps import run_json, step
@@ -66,6 +66,7 @@ class Fake:
                     write(type(record)(**{**_fields(record), "losses": [self.loss(given)]}))
                     if (stop := self.between(given)) and index % 2:
                         write(EventRecord(event="checkpoint", step=index, start_seconds=0.0, seconds=stop, values={}))
+                write(EndRecord(rss_peak_bytes=(1 << 30) // (1 + (given.get("workers") == 2)) - rank))
         return Ended(code, "planted" if code else None, folder, 1.0)
 
 
@@ -100,6 +101,7 @@ def test_a_change_that_helps_is_told_with_its_interval(tmp_path: Path) -> None:
     assert found["verdict"] == "faster"
     assert found["ci95"][0] < 0.2 < found["ci95"][1]
     assert found["cause_share"] == 0.4
+    assert found["peak_memory"] == {"of": "rss_peak_bytes", "before_bytes": 1 << 30, "after_bytes": 1 << 29}
     assert found["learns"] is None
     assert "neither batch nor precision" in found["reasons"]["learns"]
     # In turn: no side is made whole before the other.

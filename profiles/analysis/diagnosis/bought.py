@@ -69,6 +69,7 @@ def bought(
         "cause_ci95": None if ci95 is None else list(ci95),
         "rounds": min(len(before.runs), len(after.runs)),
         "needed": needed,
+        "peak_memory": _peak_memory(before.runs, after.runs, reasons),
         "decides_learning": decides,
         "learns": learns,
         "runs": {"before": [run.name for run in before.runs], "after": [run.name for run in after.runs]},
@@ -86,6 +87,19 @@ def _time(before: Side, after: Side, per: str) -> tuple[Difference, str]:
     found = against.of(alone)
     assert found is not None, "a run without a step is not compared, nor a batch that is not known per sample"
     return found, "steps alone"
+
+
+def _peak_memory(
+    before: Sequence[ComparedRun], after: Sequence[ComparedRun], reasons: dict[str, str]
+) -> dict[str, Any] | None:
+    """The highest of any rank, mean over runs: of the allocator where there is one, else of the whole process."""
+    for name in ("peak_bytes", "rss_peak_bytes"):
+        sides = [[run.summary["memory"][name] for run in runs] for runs in (before, after)]
+        if all(value is not None for values in sides for value in values):
+            means = [float(np.mean(values)) for values in sides]
+            return {"of": name, "before_bytes": means[0], "after_bytes": means[1]}
+    reasons["peak_memory"] = "not every run ended in order"
+    return None
 
 
 def _learns(
