@@ -213,8 +213,8 @@ def build_loader(
     `slow_data_rank`, -1 is every rank), decode so many `images` a sample, read samples from a file at a rate.
 
     `uneven` gives rank 1 so many times more tokens, and each batch a length of its own; `evened` gives every rank the
-    mean of those. `ballast` is
-    `PATH:PATH:SHARE`, a cgroup's files with the bytes used and their limit, and up to which share memory is taken.
+    mean of those. `ballast` is `PATH:PATH:SHARE`, a cgroup's files with the bytes used and their limit, and up to which
+    share memory is taken.
     """
     if ballast:
         _fill(*ballast.split(":"))

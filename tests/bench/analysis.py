@@ -78,9 +78,10 @@ def time_analysis(place: Path, ranks: int, bound: float, *, diagnosed: bool) -> 
             label = diagnose(run, summary)["verdict"]["label"]
             told = f", diagnosis {time.perf_counter() - summed:.2f} s ({label})"
         took = time.perf_counter() - began
+        verdict = "reached" if took <= bound else "MISSED"
         print(
-            f"{ranks} ranks x {STEPS} steps x {CALLS} collectives, {size / 2**20:.0f} MiB: reading {read - began:.2f} s, "
-            f"summary {summed - read:.2f} s{told}; bound {bound:.0f} s: {'reached' if took <= bound else 'MISSED'}",
+            f"{ranks} ranks x {STEPS} steps x {CALLS} collectives, {size / 2**20:.0f} MiB: "
+            f"reading {read - began:.2f} s, summary {summed - read:.2f} s{told}; bound {bound:.0f} s: {verdict}",
             flush=True,
         )
 
