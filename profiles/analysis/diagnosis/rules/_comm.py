@@ -118,15 +118,16 @@ def fit(run: Run, facts: Facts) -> tuple[float, float] | None:
     exact = np.logical_and.reduce([comm.exact for comm in comms])
     times: dict[int, list[float]] = {}
     for rank, comm in zip(run.ranks, comms, strict=True):
-        for step in np.flatnonzero(exact):
-            begin, end = comm.first[step], comm.first[step + 1]
-            plan, ended = rank.comm_plans[int(comm.plan[step])], comm.ended[None, None, begin:end]
-            if np.isnan(ended).any():
-                continue
-            took = ((ended - began_ns(comm.handed_in[None, None, begin:end], ended, plan)) * 1e-9)[0, 0]
-            for collective, seconds in zip(plan, took.tolist(), strict=True):
-                if collective.kind != "barrier" and seconds > 0:
-                    times.setdefault(collective.payload_bytes, []).append(seconds)
+        for number in np.unique(comm.plan[exact]).tolist():
+            plan, steps = rank.comm_plans[number], np.flatnonzero(exact & (comm.plan == number))
+            places = comm.first[steps][:, None] + np.arange(len(plan))
+            handed_in, ended = comm.handed_in[places][None], comm.ended[places][None]
+            seen = ~np.isnan(ended[0]).any(axis=1)
+            took = ((ended - began_ns(handed_in, ended, plan)) * 1e-9)[0, seen]
+            for collective, seconds in zip(plan, took.T, strict=True):
+                if collective.kind != "barrier":
+                    times.setdefault(collective.payload_bytes, []).extend(seconds[seconds > 0].tolist())
+    times = {size: seconds for size, seconds in times.items() if seconds}
     sizes = np.array(sorted(times), dtype=np.float64)
     if len(sizes) < 3 or sizes[-1] < 4 * sizes[0]:
         return None
