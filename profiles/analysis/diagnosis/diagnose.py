@@ -73,7 +73,10 @@ def _beyond_rules(facts: Facts) -> list[CannotTell]:
             CannotTell(
                 label="cannot_tell",
                 lacks=f"what takes {milliseconds(seconds)} a step outside of the loop's phases",
-                rerun="it with --profile-steps 5; in a loop of your own mark it with probe.phase or probe.event",
+                rerun="it under a profiler of Python (python -m cProfile, py-spy): logging, callbacks and metrics of the "
+                "loop lie there"
+                if facts.own_loop
+                else "it with --profile-steps 5, and look at the host's thread between the phases",
             )
         )
     return found
