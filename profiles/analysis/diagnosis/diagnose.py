@@ -73,8 +73,7 @@ def _beyond_rules(facts: Facts) -> list[CannotTell]:
             CannotTell(
                 label="cannot_tell",
                 lacks=f"what takes {milliseconds(seconds)} a step outside of the loop's phases",
-                rerun="it under a profiler of Python (python -m cProfile, py-spy): logging, callbacks and metrics of the "
-                "loop lie there"
+                rerun="it under a profiler of Python (cProfile, py-spy): logging, callbacks and metrics lie there"
                 if facts.own_loop
                 else "it with --profile-steps 5, and look at the host's thread between the phases",
             )
