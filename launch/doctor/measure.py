@@ -25,8 +25,9 @@ SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}
 LONG_SECONDS = 0.01
 # float32 elements of the whole tensor: 4 KiB to 64 MiB.
 ELEMENTS = tuple(1024 * 4**power for power in range(8))
-# From here on headers of packets are below a hundredth of what the loopback carries.
-WIRE_BYTES = 1 << 20
+# What is sent is counted with so many float32 elements (4 MiB, where headers of packets are below a hundredth), and so
+# many calls, in so many windows. Others' traffic only adds to a window: the least of them is nearest to the truth.
+WIRE_ELEMENTS, WIRE_CALLS, WIRE_WINDOWS = 1 << 20, 4, 7
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,7 +92,7 @@ def _alone(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
 def _collectives(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each collective by the bytes of its whole tensor, and what gloo sent for a byte of it."""
     torch.set_num_threads(1)
-    rank, world = distributed.get_rank(), distributed.get_world_size()
+    world = distributed.get_world_size()
 
     def agreed(count: int) -> int:
         number = torch.tensor(count, device=device)
@@ -99,36 +100,54 @@ def _collectives(device: torch.device, options: dict[str, Any]) -> dict[str, Any
         return int(number)
 
     timings: dict[str, list[dict[str, Any]]] = {}
-    factors: dict[str, float] = {}
     for elements in ELEMENTS:
-        elements = -(-elements // world) * world
-        whole, part = torch.ones(elements, device=device), torch.ones(elements // world, device=device)
-        other = torch.ones_like(whole)
-        for kind, act in _kinds(whole, part, other).items():
+        kinds, payload_bytes = _kinds(elements, world, device)
+        for kind, act in kinds.items():
             distributed.barrier()
-            before = _loopback_bytes()
             seconds = _repeated(act, options["seconds"], device, agreed)
-            distributed.barrier()
-            after = _loopback_bytes()
             # A collective has taken as long as it took the slowest rank: a broadcast's root is done much earlier.
             slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
             distributed.all_reduce(slowest, distributed.ReduceOp.MAX)
             spread = Spread.of(slowest.tolist()).model_dump()
-            timings.setdefault(kind, []).append({"payload_bytes": whole.nbytes, "seconds": spread})
-            if whole.nbytes >= WIRE_BYTES and device.type == "cpu" and before is not None and after is not None:
-                factors[kind] = (after - before) / (world * whole.nbytes * (len(seconds) + 2))
-    counted = rank == 0 and all(factor > 0 for factor in factors.values())
-    return {"seconds": timings, "wire_factor": factors if factors and counted else None}
+            timings.setdefault(kind, []).append({"payload_bytes": payload_bytes, "seconds": spread})
+    return {"seconds": timings, "wire_factor": _wire_factors(device, world) if device.type == "cpu" else None}
 
 
-def _kinds(whole: torch.Tensor, part: torch.Tensor, other: torch.Tensor) -> dict[str, Callable[[], object]]:
-    return {
+def _wire_factors(device: torch.device, world: int) -> dict[str, float] | None:
+    """Bytes that a rank sends over the loopback for each byte of a collective's payload; None where rank 0 cannot count
+    them."""
+    kinds, payload_bytes = _kinds(WIRE_ELEMENTS, world, device)
+    factors: dict[str, float] = {}
+    for kind, act in kinds.items():
+        act()
+        windows: list[float] = []
+        for _ in range(WIRE_WINDOWS):
+            distributed.barrier()
+            before = _loopback_bytes()
+            distributed.barrier()  # nobody sends before rank 0 has read
+            for _ in range(WIRE_CALLS):
+                act()
+            distributed.barrier()
+            after = _loopback_bytes()
+            if before is not None and after is not None:
+                windows.append((after - before) / (world * payload_bytes * WIRE_CALLS))
+        factors[kind] = min(windows, default=0.0)
+    return factors if all(factor > 0 for factor in factors.values()) else None
+
+
+def _kinds(elements: int, world: int, device: torch.device) -> tuple[dict[str, Callable[[], object]], int]:
+    """Each collective over a float32 tensor of about so many elements, and that tensor's bytes."""
+    elements = -(-elements // world) * world
+    whole, part = torch.ones(elements, device=device), torch.ones(elements // world, device=device)
+    other = torch.ones_like(whole)
+    kinds: dict[str, Callable[[], object]] = {
         "all_reduce": lambda: distributed.all_reduce(other),
         "all_gather": lambda: distributed.all_gather_into_tensor(whole, part),
         "reduce_scatter": lambda: distributed.reduce_scatter_tensor(part, whole),
         "broadcast": lambda: distributed.broadcast(whole, 0),
         "all_to_all": lambda: distributed.all_to_all_single(other, whole),
     }
+    return kinds, whole.nbytes
 
 
 def _loopback_bytes() -> int | None:
