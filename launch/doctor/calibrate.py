@@ -49,7 +49,7 @@ def calibrate(
             reasons[f"{way}_bytes_per_second"] = "on a CPU there is no such link"
     if between["wire_factor"] is None:
         reasons["wire_factor"] = (
-            "NCCL's bytes are counted by no interface" if devices.kind == "cuda" else "the loopback is not counted here"
+            "NCCL's bytes are not counted" if devices.kind == "cuda" else "this kernel does not count TCP's bytes"
         )
     if len(rates) < 2:
         reasons["run_spread"] = "fewer than two runs were made (--repeats)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -25,9 +25,11 @@ SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}
 LONG_SECONDS = 0.01
 # float32 elements of the whole tensor: 4 KiB to 64 MiB.
 ELEMENTS = tuple(1024 * 4**power for power in range(8))
-# What is sent is counted with so many float32 elements (4 MiB, where headers of packets are below a hundredth), and so
-# many calls, in so many windows. Others' traffic only adds to a window: the least of them is nearest to the truth.
-WIRE_ELEMENTS, WIRE_CALLS, WIRE_WINDOWS = 1 << 20, 4, 7
+# What is sent is counted over so many calls with so many float32 elements (4 MiB, beside which the barriers' and the
+# store's bytes are nothing).
+WIRE_ELEMENTS, WIRE_CALLS = 1 << 20, 10
+# Where `struct tcp_info` (linux/tcp.h) has tcpi_bytes_sent, since Linux 4.19.
+TCP_BYTES_SENT = slice(200, 208)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -114,24 +116,19 @@ def _collectives(device: torch.device, options: dict[str, Any]) -> dict[str, Any
 
 
 def _wire_factors(device: torch.device, world: int) -> dict[str, float] | None:
-    """Bytes that a rank sends over the loopback for each byte of a collective's payload; None where rank 0 cannot count
-    them."""
+    """Bytes that a rank sends, in the mean, per byte of a collective's payload; None where they are not counted."""
     kinds, payload_bytes = _kinds(WIRE_ELEMENTS, world, device)
     factors: dict[str, float] = {}
     for kind, act in kinds.items():
         act()
-        windows: list[float] = []
-        for _ in range(WIRE_WINDOWS):
-            distributed.barrier()
-            before = _loopback_bytes()
-            distributed.barrier()  # nobody sends before rank 0 has read
-            for _ in range(WIRE_CALLS):
-                act()
-            distributed.barrier()
-            after = _loopback_bytes()
-            if before is not None and after is not None:
-                windows.append((after - before) / (world * payload_bytes * WIRE_CALLS))
-        factors[kind] = min(windows, default=0.0)
+        distributed.barrier()
+        before = _sent_bytes()
+        for _ in range(WIRE_CALLS):
+            act()
+        distributed.barrier()
+        sent = torch.tensor(_sent_bytes() - before, dtype=torch.float64, device=device)
+        distributed.all_reduce(sent)
+        factors[kind] = float(sent) / (world * payload_bytes * WIRE_CALLS)
     return factors if all(factor > 0 for factor in factors.values()) else None
 
 
@@ -150,13 +147,19 @@ def _kinds(elements: int, world: int, device: torch.device) -> tuple[dict[str, C
     return kinds, whole.nbytes
 
 
-def _loopback_bytes() -> int | None:
-    """Bytes that the loopback interface has sent; None where the kernel does not say."""
-    try:
-        found = re.search(r"^\s*lo:(.*)$", Path("/proc/net/dev").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1].split()[8]) if found else None
+def _sent_bytes() -> int:
+    """Bytes that the TCP connections of this process have sent: an interface's counter would also hold other
+    processes'. 0 where the kernel does not count them."""
+    total = 0
+    for name in os.listdir("/proc/self/fd") if sys.platform == "linux" else ():
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as one:
+                told = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_BYTES_SENT.stop)
+        except OSError:  # no socket, or none of TCP
+            continue
+        if len(told) == TCP_BYTES_SENT.stop:
+            total += int.from_bytes(told[TCP_BYTES_SENT], sys.byteorder)
+    return total
 
 
 ON_RANKS = {"join": _join, "alone": _alone, "collectives": _collectives}

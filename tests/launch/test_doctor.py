@@ -78,7 +78,7 @@ def test_a_run_for_the_spread_is_a_real_one() -> None:
 
 
 def test_gloo_sends_what_the_formula_says(calibrated: tuple[dict[str, str], dict[str, Any]]) -> None:
-    """Bytes on the loopback for each byte of payload, against the formula that runs' wire bytes come from."""
+    """Bytes that ranks sent for each byte of payload, against the formula that runs' wire bytes come from."""
     factors = calibrated[1]["calibration"]["wire_factor"]
     known = {kind: formula for kind in factors if (formula := wire_factor(kind, 2, "cpu")) is not None}
     assert set(known) == {"all_reduce", "all_gather", "reduce_scatter", "broadcast"}
