@@ -21,6 +21,9 @@ from .assemble import describe_device
 from .ranks import Rank
 from .text import plain, redacted_argument
 
+# As --precision names them.
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
 
 def own_rank() -> Rank:
     """This process among those of its default group; alone where there is none."""
@@ -56,7 +59,7 @@ def share_folder(rank: Rank, out: Path, name: str) -> RunFolder:
 def run_json(model: nn.Module, folder: RunFolder, name: str, rank: Rank, device: torch.device) -> dict[str, Any]:
     """What can be known of a job that is not ours. Batch sizes are filled in after the first step."""
     parameters = list(model.parameters())
-    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    dtypes = sorted({DTYPES.get(parameter.dtype, str(parameter.dtype)) for parameter in parameters})
     cores = environment.available_cores()
     return {
         "schema": SCHEMA,

@@ -43,12 +43,12 @@ WIRE = ("busy_seconds", "overlapped_seconds", "bus_bandwidth")
 
 @dataclass(frozen=True, kw_only=True)
 class Communication:
-    """What is known of the collectives in the complete measured steps. `plans` are rank 0's, step by step; where it is
-    split, the ranks' clocks agree to `clock_residual_seconds`."""
+    """What is known of the collectives in the complete measured steps. `plans` are those of all ranks, each with in how
+    many steps, rank 0's most frequent first; where it is split, the ranks' clocks agree to `clock_residual_seconds`."""
 
     exposed: Exposed | None
     split: Split | None
-    plans: list[Plan]
+    plans: list[tuple[Plan, int]]
     why_unknown: str = ""
     why_not_split: str = ""
     clock_residual_seconds: float | None = None
@@ -75,8 +75,9 @@ def communication(run: Run) -> Communication:
             why = run.run_json.get("comm_unknown") or f"rank {rank.rank} has no record of its collectives"
             return Communication(exposed=None, split=None, plans=[], why_unknown=why)
         ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
-    plans = [ranks[0].plans[number] for number in ranks[0].steps.plan.tolist()]
-    if run.run_json["config"].get("engine") == "own" and not any(plans):
+    counted = [(rank.plans, Counter(rank.steps.plan.tolist()).most_common()) for rank in ranks]
+    plans = [(by_number[number], steps_of) for by_number, found in counted for number, steps_of in found]
+    if run.run_json["config"].get("engine") == "own" and not any(plan for plan, _ in plans):
         return Communication(exposed=None, split=None, plans=[], why_unknown=NONE_SEEN)
     if unseen := _why_blocked_is_not_seen(run.run_json["config"]):
         return Communication(exposed=None, split=None, plans=plans, why_unknown=unseen)
@@ -135,16 +136,20 @@ def of_as_many(run: Run) -> Calibration | None:
     return found if alike else None
 
 
-def _alone_seconds(run: Run, plans: list[Plan], null: Null) -> float | None:
+def _alone_seconds(run: Run, plans: list[tuple[Plan, int]], null: Null) -> float | None:
     """How long the collectives of a step take one after the other on this machine when it does nothing else, as its
     calibration found."""
     calibration = of_as_many(run)
     if calibration is not None:
-        counts = Counter((each.kind, each.payload_bytes) for plan in plans for each in plan if each.kind != "barrier")
+        counts: Counter[tuple[str, int]] = Counter()
+        for plan, times in plans:
+            for each in plan:
+                counts[each.kind, each.payload_bytes] += times
+        counts = Counter({key: count for key, count in counts.items() if key[0] != "barrier"})
         seconds = {key: collective_seconds(calibration, *key) for key in counts}
         unknown = sorted({kind for (kind, _), each in seconds.items() if each is None})
         if not unknown:
-            return sum(counts[key] * (each or 0.0) for key, each in seconds.items()) / len(plans)
+            return sum(counts[key] * (each or 0.0) for key, each in seconds.items()) / sum(times for _, times in plans)
         why = f"the calibration {calibration.name} has no {', '.join(unknown)}"
     elif run.calibration is not None:
         why = f"the calibration {run.calibration.name} is of {run.calibration.ranks} ranks on one host"
@@ -173,6 +178,7 @@ def _alone(null: Null) -> dict[str, Any]:
     return {
         **dict.fromkeys(COMM, 0.0),
         "payload_bytes_per_step": {},
+        "exact_steps": 0,
         "exposed_by_phase": dict.fromkeys(PHASES_OF_COMM, 0.0),
         "message_bytes": [],
         "bus_bandwidth": None,
@@ -185,15 +191,16 @@ def _of_phase(exposed: Exposed, name: str) -> float:
     return float(exposed.phases[name].mean()) if name in exposed.phases else 0.0
 
 
-def _traffic(run: Run, plans: list[Plan], null: Null) -> dict[str, Any]:
-    """Calls, payload by kind and wire bytes per step; messages by size, each row up to a power of two."""
+def _traffic(run: Run, plans: list[tuple[Plan, int]], null: Null) -> dict[str, Any]:
+    """Calls, payload by kind and wire bytes per step, means over ranks; messages by size, each row up to a power of
+    two."""
     world, device = run.run_json["world_size"], run.run_json["config"]["device"]
     payload: Counter[str] = Counter()
     sizes: Counter[int] = Counter()
-    for plan in plans:
+    for plan, times in plans:
         for collective in plan:
-            payload[collective.kind] += collective.payload_bytes
-            sizes[1 << max(0, collective.payload_bytes - 1).bit_length()] += 1
+            payload[collective.kind] += times * collective.payload_bytes
+            sizes[1 << max(0, collective.payload_bytes - 1).bit_length()] += times
     factors = {kind: wire_factor(kind, world, device) for kind in payload}
     calibration = of_as_many(run)
     for kind in payload:
@@ -202,10 +209,10 @@ def _traffic(run: Run, plans: list[Plan], null: Null) -> dict[str, Any]:
     unknown = sorted(kind for kind, factor in factors.items() if factor is None and payload[kind])
     if unknown:
         null("comm.wire_bytes_per_step", f"how the backend sends {', '.join(unknown)} is not known")
-    count = len(plans)
+    count = sum(times for _, times in plans)
     wire = sum(total * (factors[kind] or 0.0) for kind, total in payload.items())
     return {
-        "calls_per_step": sum(len(plan) for plan in plans) / count,
+        "calls_per_step": sum(times * len(plan) for plan, times in plans) / count,
         "payload_bytes_per_step": {kind: total / count for kind, total in sorted(payload.items())},
         "wire_bytes_per_step": None if unknown else wire / count,
         "message_bytes": [{"up_to_bytes": size, "calls_per_step": sizes[size] / count} for size in sorted(sizes)],

@@ -11,6 +11,7 @@ from typing import Any
 
 from .by_cause import by_cause, leaves, total_seconds
 from .load import Run
+from .parity import PARITY
 from .prices import Given, Price, Rates, given_price
 from .reasons import Null
 from .whole_run import whole_run
@@ -118,7 +119,7 @@ def _by_cause(cost: Mapping[str, Any], money: Money, null: Null) -> dict[str, An
         {"cause": name, "seconds": row["seconds"], "share": row["share"], USD: row[USD]} for name, row in leaves(found)
     ]
     if any(row[USD] is None for row in rows):
-        null(f"cost.by_cause_leaves.{USD}", "see cost.usd_per_gpu_hour")
+        null(f"cost.by_cause_leaves.{USD}", f"see cost.by_cause_total.{USD}")
     return {
         "by_cause": found,
         "by_cause_total": {**total, USD: money(f"by_cause_total.{USD}", hours)},
@@ -158,15 +159,18 @@ def usd_to_target(quality: Mapping[str, Any], world_size: int, hour: Price, null
     return quality["seconds_to_target"] * world_size / SECONDS_PER_HOUR * hour.usd
 
 
+GIVEN = ("cost.usd_per_gpu_hour", "cost.price_source", "cost.usd_per_kwh")
 MONEY = ("usd", "price_source", "spot", "energy_usd")
 
 
 def reprice(summary: Mapping[str, Any], given: Given) -> dict[str, Any]:
     """`summary` with its money computed again at the prices `given`, and nothing else of it changed."""
     reasons = {path: why for path, why in summary["reasons"].items() if not _of_money(path)}
+    hours = reasons.get("cost.device_hours_per_million_samples", "")
+    withheld = hours if hours.startswith(PARITY) else None
 
     def null(path: str, why: str) -> None:
-        reasons[path] = why
+        reasons[path] = why if withheld is None or path in GIVEN else withheld
 
     rates = _rates_of(summary, given)
     money = priced(summary["cost"], summary["utilization"], rates, null)

@@ -87,6 +87,8 @@ class Run:
     telemetry: tuple[HostTelemetry, ...] = ()
     hosts: tuple[tuple[HostRecord, ...], ...] = ()
     """Readings of each host's cores and memory."""
+    unreadable_of_hosts: int = 0
+    """Lines of theirs that a crash or damage left behind."""
 
     @functools.cached_property
     def missing_ranks(self) -> list[int]:
@@ -98,7 +100,8 @@ class Run:
     def why_no_step(self) -> str:
         """Why no measured step is known that every rank finished."""
         if not self.missing_ranks:
-            return "no measured step was recorded"
+            off = self.run_json["config"].get("probe") == "off"
+            return "--probe off records no step" if off else "no measured step was recorded"
         names = ", ".join(map(str, self.missing_ranks[:8])) + (" and others" if len(self.missing_ranks) > 8 else "")
         return f"the records of rank {names} are missing"
 
@@ -181,9 +184,8 @@ def load_run(folder: RunFolder) -> Run:
     if run_json is None:
         raise ValueError(f"{folder.path}: holds no run.json, so it is no run folder")
     with uncollected():
-        hosts = tuple(
-            tuple(record for record in records if isinstance(record, HostRecord)) for records, _ in folder.hosts()
-        )
+        watched = folder.hosts()
+        hosts = tuple(tuple(record for record in records if isinstance(record, HostRecord)) for records, _ in watched)
         ranks = tuple(_rank_records(folder, rank) for rank in folder.ranks())
         telemetry = tuple(_host_telemetry(*found) for found in folder.telemetry())
     return Run(
@@ -193,6 +195,7 @@ def load_run(folder: RunFolder) -> Run:
         ranks=ranks,
         telemetry=telemetry,
         hosts=hosts,
+        unreadable_of_hosts=sum(unreadable for _, unreadable in watched),
     )
 
 

@@ -48,6 +48,7 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
                 null(f"memory.by_kind.{kind}", why if kind not in MODEL_STATE else NOT_RECORDED)
     if worst is None:
         null("memory.peak_bytes", f"{why}; rss_peak_bytes is the whole process")
+        null("memory.source", why)
     if worst is None or worst["peak_at"] is None:
         null("memory.peak_at", why if worst is None or worst["by_kind"] is None else UNSEEN)
     elif worst["peak_at"]["phase"] is None:
@@ -68,10 +69,16 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
         if any(row[name] is None for row in rows):
             unseen = name == "peak_at" and all(row["by_kind"] is not None for row in rows)
             null(f"memory.per_rank.{name}", UNSEEN if unseen else _why_of_rank(name, run, why))
+    for name, where in (("phase", "two phases"), ("module", "the model's modules")):
+        if any(row["peak_at"] is not None and row["peak_at"][name] is None for row in rows):
+            null(
+                f"memory.per_rank.peak_at.{name}",
+                f"the peak lies {'between' if name == 'phase' else 'in none of'} {where}",
+            )
     return {
         "peak_bytes": worst["peak_bytes"] if worst else None,
         "peak_at": worst["peak_at"] if worst else None,
-        "source": worst["source"] if worst else "live tensors",
+        "source": worst["source"] if worst else None,
         "by_kind": by_kind,
         "state": state if held else None,
         "state_rank": held["rank"] if held else None,

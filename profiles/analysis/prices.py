@@ -76,9 +76,8 @@ def catalogued(device_name: str | None, tiers: tuple[str, ...]) -> Price:
     named = [row for row in catalogue() if device_name and device_name in row["device_names"].split("|")]
     rows = [row for row in named if row["tier"] in tiers]
     if not rows:
-        return Price(
-            None, f"the price catalogue has no {tiers[0]} price of {device_name or 'it'}; --usd-per-gpu-hour gives one"
-        )
+        way = "" if tiers == SPOT else "; --usd-per-gpu-hour gives one"
+        return Price(None, f"the price catalogue has no {tiers[0]} price of {device_name or 'it'}{way}")
     trust = next(each for each in TRUST if any(row["trust"].startswith(each) for row in rows))
     rows = [row for row in rows if row["trust"].startswith(trust)]
     prices = [float(row["usd_per_gpu_hour"]) for row in rows]

@@ -40,7 +40,8 @@ def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | N
     return the summary. `run` is its run where it has been read."""
     summary = analyse(folder, run or load_run(folder))
     if given:
-        told = {"usd_per_gpu_hour": given.usd_per_gpu_hour, "usd_per_kwh": given.usd_per_kwh}
+        prices = {"usd_per_gpu_hour": given.usd_per_gpu_hour, "usd_per_kwh": given.usd_per_kwh}
+        told = {name: price for name, price in prices.items() if price is not None}
         summary = {**reprice(summary, given), "repriced": told}
     folder.write("summary.json", summary)
     return summary
@@ -116,12 +117,12 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         reasons[path] = why
 
     config, facts = run.run_json["config"], run.run_json
-    steps = run.complete_steps
     seconds = step_seconds(run, null)
     samples = samples_per_step(run)
     known = communication(run)
     about = model(run, null)
     prices = rates(run.run_json)
+    traced = min((len(row["steps"]) for row in rows if row["unusable"] is None), default=0)
     summary: dict[str, Any] = {
         "schema": SCHEMA,
         "source": "measured",
@@ -143,12 +144,7 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "global_batch": config["global_batch"],
         "model": about,
         "data": data(run, null),
-        "steps": {
-            "warmup": min((int((~rank.steps.measured).sum()) for rank in run.ranks), default=0),
-            "measured": len(steps) or min((rank.window.steps for rank in run.ranks if rank.window), default=0),
-            "profiled": min((len(row["steps"]) for row in rows if row["unusable"] is None), default=0),
-            "skipped": min((int(rank.steps.skipped.sum()) for rank in run.ranks), default=0),
-        },
+        "steps": {**_steps(run, null), "profiled": traced},
         "throughput": throughput(seconds, samples, null, run.why_no_step),
         "step_seconds": seconds,
         "phases": phases(run, known, null),
@@ -167,20 +163,40 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "overhead": overhead(run, null),
         "trace": traces(rows, merged, null, _why_no_trace(run)),
         "calibration": _calibration(run, null),
-        "outcome": {"state": run.status.get("state", "unknown"), "exit_code": run.status.get("exit_code")},
+        "outcome": _outcome(run, null),
         "analysis": analysis_digest(),
-        "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)),
+        "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)) + run.unreadable_of_hosts,
     }
     _not_told(summary, null)
     summary["cost"] = cost(run, {**summary, "reasons": reasons}, samples, prices, null)
     summary["quality"]["usd_to_target"] = usd_to_target(summary["quality"], facts["world_size"], prices.hour, null)
     if summary["loss"] is None:
-        off = " (--probe off)" if config["probe"] == "off" else ""
-        null("loss", run.why_no_step if run.missing_ranks else f"no step was recorded{off}")
+        null("loss", run.why_no_step)
     elif config["strategy"] == "own" and not any(rank.steps.losses[1].any() for rank in run.ranks):
         summary["loss"] = None
         null("loss", "the loop did not tell its losses; probe.loss(loss) does")
     return summary
+
+
+def _steps(run: Run, null: Null) -> dict[str, int | None]:
+    windows = [rank.window.steps for rank in run.ranks if rank.window]
+    if windows and not run.complete_steps:
+        null("steps.skipped", run.why_no_step)
+        if (warmup := run.run_json["config"].get("warmup")) is None:
+            null("steps.warmup", run.why_no_step)
+        return {"warmup": warmup, "measured": min(windows), "skipped": None}
+    return {
+        "warmup": min((int((~rank.steps.measured).sum()) for rank in run.ranks), default=0),
+        "measured": len(run.complete_steps),
+        "skipped": min((int(rank.steps.skipped.sum()) for rank in run.ranks), default=0),
+    }
+
+
+def _outcome(run: Run, null: Null) -> dict[str, Any]:
+    found = {"state": run.status.get("state", "unknown"), "exit_code": run.status.get("exit_code")}
+    if found["exit_code"] is None:
+        null("outcome.exit_code", "nothing says that the run has ended: it goes on, or what watched over it was killed")
+    return found
 
 
 def _not_told(summary: Mapping[str, Any], null: Null) -> None:

@@ -27,6 +27,8 @@ def grad_norm(run: Run, null: Null) -> list[float | None] | None:
         run.trained([rank.steps.numbers[name] for rank in run.ranks]) for name in ("grad_square_sum", "grad_replicas")
     )
     norms = _numbers(np.sqrt((squares / np.where(replicas > 0, replicas, np.nan)).sum(axis=0)))
+    if norms is None:
+        null("grad_norm", run.why_no_step)
     return None if norms is None else norms[: run.run_json["config"].get("grad_norm_steps")]
 
 

@@ -10,6 +10,8 @@ from .reasons import Null
 
 # Sections whose numbers are all of time, or made of it.
 SECTIONS = ("throughput", "step_seconds", "phases", "detail", "cost", "utilization")
+# Of them, what was given or looked up, and what is counted.
+NOT_OF_TIME = ("usd_per_gpu_hour", "usd_per_kwh", "peak", "useful_fraction")
 # Sections that are there or not.
 WHOLE = ("counterfactual", "overhead", "trace")
 # Of the sections that tell more than time, what is of time or made of it.
@@ -59,7 +61,9 @@ def withheld(summary: Mapping[str, Any], status: Mapping[str, Any], null: Null) 
         found[name] = None
         null(name, cause)
     for name in SECTIONS:
-        numbers = tuple(key for key, value in found[name].items() if not isinstance(value, str))
+        numbers = tuple(
+            key for key, value in found[name].items() if not isinstance(value, str) and key not in NOT_OF_TIME
+        )
         found[name] = without(found[name], numbers, name)
     for name, fields in FIELDS.items():
         found[name] = without(found[name], fields, name)

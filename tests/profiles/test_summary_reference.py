@@ -131,7 +131,7 @@ def on_processors(tmp_path: Path) -> dict[str, Any]:
         ]
         for rank in range(2)
     ]
-    return write_summary(folder_with(tmp_path, facts, *ranks), Given(usd_per_kwh=0.3))
+    return write_summary(folder_with(tmp_path, facts, *ranks), Given(usd_per_gpu_hour=2.5, usd_per_kwh=0.3))
 
 
 def on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     ]
     rows = [[why, ", ".join(paths)] for why, paths in sorted(by_reason.items(), key=lambda item: -len(item[1]))]
     told = (
-        f"{len(reasons)} fields of summary.json are null, for {len(by_reason)} reasons. None of them is 0 or a guess."
+        f"{len(reasons)} places of summary.json are null or empty, for {len(by_reason)} reasons. None of them is 0 or "
+        "a guess."
     )
     table = Table("unknown", "Every null and its reason", columns, rows)
     shown: list[Block] = [table] if len(rows) <= OPEN else [More("All of them", [table])]

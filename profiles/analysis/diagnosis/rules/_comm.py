@@ -84,7 +84,7 @@ def _times(facts: Facts, calls: float) -> tuple[tuple[float, float], str]:
     what that is known."""
     if not calls:
         return (0.0, 0.0), "nothing is sent"
-    plan = facts.known.plans[0] if facts.known.plans else []
+    plan = facts.known.plans[0][0] if facts.known.plans else []
     sizes = [(each.kind, each.payload_bytes) for each in plan if each.kind != "barrier"]
     merged: dict[str, int] = {}
     for kind, size in sizes:
