@@ -35,6 +35,8 @@ from .used import (
 
 # In the place of a phase's place: that in which the collective was begun.
 SAME_PHASE = -2
+# What stands before a backend's name where its collectives are recorded; torch writes that into traces.
+RECORDED = "recorded_"
 PHASES = ("data", "h2d", "forward", "backward", "optimizer")
 Role = Literal["warmup", "measured", "profiled", "settle", "memory", "counterfactual", "bare"]
 TRAINING: tuple[Role, ...] = ("warmup", "measured")

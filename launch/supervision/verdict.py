@@ -18,6 +18,7 @@ from ..stopping import SIGNALS
 from .collectives import Odd, last_of, odd_one_out
 from .report import Collectives, Evidence, Report
 from .sighting import Sighting
+from .watchdog import silence_of
 
 SAME_ORDER = "every rank must call the same collectives in the same order: look for a branch on the rank or its data"
 # gloo ends the process when a message is longer than what it was to receive.
@@ -87,7 +88,7 @@ def of_launcher(code: int, host: str, now: float) -> Evidence:
 def of_hang(stuck: Sequence[Sighting], odd: Odd | None, host: str, now: float, silence: float) -> Evidence:
     """Whom the others wait for, among ranks none of which makes progress; no rank when nothing tells them apart.
 
-    `silence` is the time in seconds without a beat after which a process counts as not running.
+    `silence` is the time in seconds without a beat after which a process of most phases counts as not running.
     """
 
     def hung(seen: Sighting, cause: str, hint: str, *, culprit: bool = True) -> Evidence:
@@ -105,7 +106,7 @@ def of_hang(stuck: Sequence[Sighting], odd: Odd | None, host: str, now: float, s
                 "a debugger, job control or kill -STOP does that",
             )
     for seen in stuck:
-        if seen.beat_at is not None and now - seen.beat_at > silence:
+        if seen.beat_at is not None and now - seen.beat_at > silence_of(seen, silence):
             cause = f"runs none of its threads for {now - seen.beat_at:.0f} s: native code holds the interpreter lock"
             return hung(seen, cause, stacks)
     waited = f"no progress for {min(now - (s.since or now) for s in stuck):.0f} s"

@@ -2,7 +2,7 @@
 
 A rank is in trouble when it said so, or when its process is gone without having said that it is done. The ranks of a
 host hang when none of them makes progress for the time that their present phase allows; a process that runs none of its
-threads hangs whatever its phase.
+threads hangs whatever its phase, but where torch's profiler sorts and writes its events under the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ STEP_FACTOR = 3.0
 FLOOR_SECONDS = 30.0
 # Start-up, the first steps (compilation), evaluations and checkpoints: no percentile says how long they should take.
 PATIENT_SECONDS = 600.0
+LOCKED_PHASE = "profiler"
 # Steps before their percentile says anything.
 KNOWN_STEPS = 2
 
 
 # `lost`: a rank failed or is gone. `hung`: ranks make no progress.
 Trouble = Literal["lost", "hung"]
+
+
+def silence_of(seen: Sighting, seconds: float) -> float:
+    """Time without a beat after which that rank counts as not running, where it is `seconds` for most."""
+    return max(seconds, PATIENT_SECONDS) if seen.phase == LOCKED_PHASE else seconds
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Watchdog:
         if self.hang_seconds == 0:
             return None
         busy = [seen for seen in ranks if seen.state not in FINAL]
-        if any(seen.beat_at is not None and now - seen.beat_at > self.silence_seconds for seen in busy):
+        silence = self.silence_seconds
+        if any(seen.beat_at is not None and now - seen.beat_at > silence_of(seen, silence) for seen in busy):
             return "hung"
         if busy and all(seen.since is not None and now - seen.since > self.limit(seen) for seen in busy):
             return "hung"

@@ -15,11 +15,11 @@ from torch import distributed
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import ProcessGroup
 
+from ..records import RECORDED
 from . import free_wire
 from .comm import Collective, CommRecorder, Mode
 from .reducer import of_engine
 
-PREFIX = "recorded_"
 c10d_world: Any = distributed.distributed_c10d._world
 
 
@@ -29,7 +29,7 @@ def recorded_backend(backend: str, recorder: CommRecorder) -> str:
     def create(options: Any, backend_options: Any = None) -> ProcessGroup:
         return _group(backend, recorder, options)
 
-    name = PREFIX + backend
+    name = RECORDED + backend
     if name not in distributed.Backend.backend_list:
         devices = ["cuda"] if backend == "nccl" else ["cpu"]
         distributed.Backend.register_backend(name, _Creator(), extended_api=True, devices=devices)

@@ -125,9 +125,15 @@ def test_work_without_length_divides_nothing(capsys: pytest.CaptureFixture[str],
     assert "no length" in summary["reasons"]["phases.comm_exposed.share"]
 
 
-def test_the_devices_of_a_cpu_jobs_machine_are_not_the_jobs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["gloo", "recorded_gloo", "cpu:gloo"])
+def test_the_devices_of_a_cpu_jobs_machine_are_not_the_jobs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, backend: str
+) -> None:
     """kineto writes them down wherever it was built for CUDA; the backend tells that the job used none."""
-    metadata = {"distributedInfo": {"rank": 0, "world_size": 1, "backend": "gloo"}, "deviceProperties": [{"name": "x"}]}
+    metadata = {
+        "distributedInfo": {"rank": 0, "world_size": 1, "backend": backend},
+        "deviceProperties": [{"name": "x"}],
+    }
     path = write_trace(tmp_path / "t.json", [step(0, 0, 10), event("aten::mm", 1, 9)], metadata)
     _, summary, _ = imported(capsys, tmp_path, path)
     assert summary["trace"]["per_rank"][0]["devices"][0]["device"] is None

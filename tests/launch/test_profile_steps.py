@@ -46,6 +46,7 @@ def test_a_window_leaves_a_trace_per_rank_that_names_what_was_planted(tmp_path: 
     assert roles[:11] == ["warmup", *["measured"] * 4, "settle", *["profiled"] * 2, *["settle"] * 3]
     assert set(roles[11:]) == {"memory"}
     assert summary["trace"]["steps"] == 2
+    assert set(summary["trace"]["device_mean"]) >= {"compute_seconds", "exposed_communication_seconds", "idle_seconds"}
     for row in summary["trace"]["per_rank"]:
         (item,) = [sync for sync in row["host_syncs"] if "micro.py" in (sync["source"] or "")]
         assert (item["call"], item["count"]) == ("aten::item", 2)

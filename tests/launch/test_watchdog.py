@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scalelab.launch.supervision.collectives import odd_one_out
 from scalelab.launch.supervision.report import Evidence, Report
 from scalelab.launch.supervision.sighting import Sighting
-from scalelab.launch.supervision.verdict import conclude, decide
+from scalelab.launch.supervision.verdict import conclude, decide, of_hang
 from scalelab.launch.supervision.watchdog import FLOOR_SECONDS, PATIENT_SECONDS, STEP_FACTOR, Watchdog
 
 NOW = 10_000.0
@@ -55,6 +55,15 @@ def test_a_process_that_does_not_beat_hangs_in_every_phase() -> None:
     assert Watchdog().look([rank(0), silent], NOW) == "hung"
     assert Watchdog(0).look([rank(0), silent], NOW) is None
     assert Watchdog(5).look([rank(0), rank(1, beat_at=NOW - 6)], NOW) == "hung"
+
+
+def test_a_profiler_that_writes_its_trace_keeps_the_interpreter() -> None:
+    """For minutes, where there are many events: such a rank is no hung one, and is not blamed for another."""
+    writes = rank(1, phase="profiler", beat_at=NOW - FLOOR_SECONDS - 1)
+    assert Watchdog().look([rank(0), writes], NOW) is None
+    assert Watchdog().look([rank(0), rank(1, phase="profiler", beat_at=NOW - PATIENT_SECONDS - 1)], NOW) == "hung"
+    silent = rank(0, beat_at=NOW - FLOOR_SECONDS - 1)
+    assert of_hang([writes, silent], None, "a", NOW, FLOOR_SECONDS).rank == 0
 
 
 @pytest.mark.parametrize("values", [{"state": "failed"}, {"process": None}, {"process": "zombie"}, {"end_code": -9}])

@@ -7,10 +7,12 @@ is idle: the four tile the span from the first event to the last, which is asser
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...records import RECORDED
 from .events import ON_DEVICE, Kind, Trace
 from .intervals import NONE, common, joined, length, union, without
 
@@ -70,12 +72,14 @@ def of_a_gpu_job(trace: Trace) -> bool:
     """Whether the job computes on GPUs, by what its trace shows beside kernels: launches, communication that is not
     gloo's, a backend or devices that the file names. Of such a job, the host's operators are only launches."""
     job = trace.metadata.get("distributedInfo")
-    backend = str(job.get("backend", "")) if isinstance(job, dict) else ""
+    # As torch writes it: gloo, nccl, cpu:gloo,cuda:nccl.
+    named = str(job.get("backend", "")) if isinstance(job, dict) else ""
+    backends = {each.removeprefix(RECORDED) for each in re.split("[:,]", named)} - {"", "cpu", "cuda"}
     return bool(
         len(trace.of(Kind.RUNTIME))
         or len(trace.named(Kind.ANNOTATION, _NOT_GLOO))
-        or backend not in ("", "gloo")
-        or (backend != "gloo" and trace.metadata.get("deviceProperties"))
+        or (backends and "gloo" not in backends)
+        or (backends != {"gloo"} and trace.metadata.get("deviceProperties"))
     )
 
 
