@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(f"error: {plain(problem)}" for problem in problems), file=sys.stderr)
         return Exit.USAGE
     if target == "tensorboard":
-        return _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))
+        if (arguments := _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))) is None:
+            return Exit.USAGE
+        os.execv(arguments[0], arguments)  # so a signal to this process is one to TensorBoard
     places = [variables.pop(name) for name in PLACES.get(target, ()) if name in variables]
     given = [option for name, value in variables.items() for option in options(name, value)]
     # What follows -- is no option, whatever it begins with.
@@ -57,14 +58,13 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _tensorboard(run: str, port: str) -> int:
-    """Serve a run's traces until Ctrl-C."""
+def _tensorboard(run: str, port: str) -> list[str] | None:
+    """The command that serves a run's traces; None, and why on stderr, where it has none."""
     traces = Path(run) / "traces"
     if not any(traces.glob("*.pt.trace.json*")):
         print(f"error: {plain(str(traces))}: holds no trace; make run PROFILE=3 records some", file=sys.stderr)
-        return Exit.USAGE
-    arguments = [sys.executable, "-m", "tensorboard.main", f"--logdir={traces}", f"--port={port}"]
-    return subprocess.run(arguments, check=False).returncode
+        return None
+    return [sys.executable, "-m", "tensorboard.main", f"--logdir={traces}", f"--port={port}"]
 
 
 def options(name: str, value: str) -> list[str]:

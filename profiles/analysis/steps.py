@@ -70,28 +70,37 @@ def phases(run: Run, known: Communication, null: Null) -> dict[str, Any]:
             null(f"phases.{name}", run.why_no_step)
         return found
     total = run.step_seconds
-    ledger = own_phases(run, known.exposed)
-    if known.exposed is not None:
-        ledger["comm_exposed"] = known.exposed.total
-    else:
+    if known.exposed is None:
         null("phases.comm_exposed", f"{known.why_unknown}: backward and optimizer still contain it")
     if run.run_json["config"]["device"] == "cpu":
-        # Handing a CPU batch on copies nothing: the few microseconds of asking are nobody's phase.
-        ledger["unattributed"] += ledger.pop("h2d")
         null("phases.h2d", "there is no copy to a device on CPU")
     for name, why in unmarked(run).items():
-        ledger["unattributed"] += ledger.pop(name)
         null(f"phases.{name}", why)
-    assert np.allclose(sum(ledger.values()), total, rtol=0, atol=LEDGER_TOLERANCE_SECONDS), "the ledger does not close"
-    least = min(ledger, key=lambda name: ledger[name].min())
-    assert ledger[least].min() > -LEDGER_TOLERANCE_SECONDS, f"{least} is negative: parts of a step overlap"
-    for name, seconds in ledger.items():
+    for name, seconds in ledger(run, known).items():
         found[name] = {
             "mean": float(seconds.mean()),
             "median": float(np.median(seconds.mean(axis=0))),
             "share": float(seconds.mean() / total.mean()),
         }
     return found
+
+
+def ledger(run: Run, known: Communication) -> dict[str, np.ndarray]:
+    """Seconds of each phase that is known, (ranks, steps): with `unattributed` they sum to the step, which is
+    asserted."""
+    parts = own_phases(run, known.exposed)
+    if known.exposed is not None:
+        parts["comm_exposed"] = known.exposed.total
+    if run.run_json["config"]["device"] == "cpu":
+        # Handing a CPU batch on copies nothing: the few microseconds of asking are nobody's phase.
+        parts["unattributed"] += parts.pop("h2d")
+    for name in unmarked(run):
+        parts["unattributed"] += parts.pop(name)
+    whole = run.step_seconds
+    assert np.allclose(sum(parts.values()), whole, rtol=0, atol=LEDGER_TOLERANCE_SECONDS), "the ledger does not close"
+    least = min(parts, key=lambda name: parts[name].min())
+    assert parts[least].min() > -LEDGER_TOLERANCE_SECONDS, f"{least} is negative: parts of a step overlap"
+    return parts
 
 
 NOT_MARKED = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records import SCHEMA
-from ..runfolder import RunFolder
+from ..runfolder import RunFolder, SchemaError
 from .communication import comm, communication
 from .cost import cost, reprice, usd_to_target
 from .data import data
@@ -38,6 +38,12 @@ NOT_MERGED: Mapping[str, Any] = {"why": "there is no trace"}
 def write_summary(folder: RunFolder, given: Given | None = None, *, run: Run | None = None) -> dict[str, Any]:
     """Summarise `folder` into its summary.json, at the prices `given` if any, which it then holds as `repriced`, and
     return the summary. `run` is its run where it has been read."""
+    try:
+        folder.read("summary.json")
+    except SchemaError:  # one of a newer scalelab is not replaced
+        raise
+    except ValueError:  # a damaged one is
+        pass
     summary = analyse(folder, run or load_run(folder))
     if given:
         prices = {"usd_per_gpu_hour": given.usd_per_gpu_hour, "usd_per_kwh": given.usd_per_kwh}

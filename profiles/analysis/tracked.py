@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from .communication import communication
 from .load import RankRecords, Run
-from .steps import unmarked
+from .steps import ledger
 from .withheld import is_withheld
 
 
 def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
     """`series`: rows [step, unix seconds, value] by name, finite values alone; `config` and `results`: what the run was
-    and came to, numbers and texts by dotted name. Step times and phases are means over ranks of the measured steps."""
+    and came to, numbers and texts by dotted name. Step times and phases, those of the
+    summary, are means over ranks of the measured steps."""
     series: dict[str, list[list[float]]] = {}
     first = run.ranks[0] if run.ranks else None
     if first is not None:
@@ -49,8 +51,9 @@ def tracked(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _phases(run: Run) -> list[tuple[str, np.ndarray]]:
-    known = {name: values for name, values in run.phase_seconds.items() if name not in unmarked(run)}
-    return [(f"phase/{name}_seconds", values) for name, values in known.items()]
+    if not run.complete_steps:
+        return []
+    return [(f"phase/{name}_seconds", values) for name, values in ledger(run, communication(run)).items()]
 
 
 def _rows(steps: list[int], times: Mapping[int, float], seconds: np.ndarray) -> list[list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scalelab.launch import trackers
 from scalelab.launch.cli import run_command
@@ -36,6 +37,18 @@ def test_tensorboard_has_the_series_as_recorded(tmp_path: Path, capsys: pytest.C
     assert events.Scalars("result/throughput.samples_per_second")[0].value > 0
     assert {"run/text_summary", "config/text_summary"} <= set(events.Tags()["tensors"])
     assert len(list((folder.path / "tensorboard").iterdir())) == 1
+
+
+def test_phases_are_those_of_the_summary(tmp_path: Path) -> None:
+    """Without communication, which has its own, and with what no phase owns: they sum to the step."""
+    run = load_run(made_run(tmp_path))
+    summary = summarise(run)
+    series = tracked(run, summary)["series"]
+    means = {name: np.mean([value for *_, value in rows]) for name, rows in series.items()}
+    for name, told in summary["phases"].items():
+        found = means.pop(f"phase/{name}_seconds", None)
+        assert found == (None if told is None else pytest.approx(told["mean"]))
+    assert sum(told["mean"] for told in summary["phases"].values() if told) == pytest.approx(means["step/seconds"])
 
 
 def test_an_event_outside_the_recorded_steps_has_its_own_time(tmp_path: Path) -> None:

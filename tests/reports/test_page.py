@@ -236,9 +236,13 @@ def test_a_folder_that_is_no_runs_stops_no_other(tmp_path: Path, capsys: pytest.
     half.mkdir()
     newer.mkdir()
     (newer / "run.json").write_text('{"schema": 999}')
-    names = [str(tmp_path / "none"), str(half), str(folder.path), str(newer)]
+    (tmp_path / "other").mkdir()
+    summed = made_run(tmp_path / "other").path
+    (summed / "summary.json").write_text('{"schema": 999}')
+    names = [str(tmp_path / "none"), str(half), str(folder.path), str(newer), str(summed)]
     assert run_command(["report", *names]) == Exit.USAGE
     told = capsys.readouterr().err
-    assert all(name in told for name in (names[0], names[1], names[3]))
-    assert "upgrade" in told
+    assert all(name in told for name in (names[0], names[1], names[3], names[4]))
+    assert told.count("upgrade") == 2
+    assert (summed / "summary.json").read_text() == '{"schema": 999}'
     assert (folder.path / "report.html").is_file()
