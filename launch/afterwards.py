@@ -28,6 +28,7 @@ def afterwards(
     comm: CommRecorder | None,
     combine: Callable[[list[int]], list[int]] | None,
     stop: Callable[[], bool],
+    stop_after_step: Callable[[], bool],
 ) -> bool:
     """Whether the ranks are at one place when it is over; a step of memory that failed may have parted them."""
     config, step_seconds = job.config, pulse.median_seconds()
@@ -48,7 +49,9 @@ def afterwards(
             comm=comm,
             combine=combine,
             stop=stop,
+            stop_after_step=stop_after_step,
             at=pulse.at,
+            tell=pulse.tail,
         )
         tail.run(_after(pulse), step_seconds)
     return True

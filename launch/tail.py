@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,14 +31,17 @@ from .schedule import Step
 BLOCK_STEPS = 20
 # The first steps of a block still belong to the one before it: caches, and what other ranks were doing.
 LEAST_DROPPED = 2
+# A block that takes longer may be left after each step when the run is to end.
+LONG_SECONDS = 2.0
 # Rounds of all blocks by the seconds of a step: the shorter it is, the more of them can be had.
 ROUNDS = ((0.1, 4), (0.5, 3), (float("inf"), 2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """What the tail needs of a rank's run. `stop` is asked on all ranks together, between blocks; `at`
-    hears where the rank is while nothing is measured."""
+    """What the tail needs of a rank's run. `stop` is asked on all ranks together, between blocks, and `stop_after_step`
+    within long ones; `at` hears where the rank is while nothing is measured, `tell` how many blocks of how many are
+    done, and about how many seconds the rest takes."""
 
     job: Job
     batches: Iterator[Any]
@@ -48,7 +52,10 @@ class Tail:
     comm: CommRecorder | None
     combine: Callable[[list[int]], list[int]] | None
     stop: Callable[[], bool]
+    stop_after_step: Callable[[], bool] = lambda: False
     at: Callable[[int | None, str | None], None] = lambda step, phase: None
+    tell: Callable[[int, int, float], None] = lambda done, of, seconds: None
+    clock: Callable[[], float] = time.monotonic
 
     def run(self, first: int, step_seconds: float) -> None:
         """Run it from step `first` on. `step_seconds` decides how many rounds; the slowest rank's counts."""
@@ -62,8 +69,13 @@ class Tail:
             for cause in causes:
                 plan += [(number, cause), (number, cause), (number, None)]
             plan += [(number, "timed"), (number, None)]
-        for number, cause in plan:
-            failed = not self._block(first, number, cause)
+        block_seconds = microseconds * 1e-6 * (self.dropped + BLOCK_STEPS)
+        leave = self.stop_after_step if block_seconds > LONG_SECONDS else lambda: False
+        begin = self.clock()
+        for done, (number, cause) in enumerate(plan):
+            each = (self.clock() - begin) / done if done else block_seconds
+            self.tell(done, len(plan), (len(plan) - done) * each)
+            failed = not self._block(first, number, cause, leave)
             first += self.dropped + BLOCK_STEPS
             if self._any(failed) or self.stop():
                 return
@@ -93,7 +105,7 @@ class Tail:
         config = self.job.config
         return max(LEAST_DROPPED, 2 * (config.prefetch or 0) * max(1, config.workers or 0))
 
-    def _block(self, first: int, number: int, cause: Cause | None) -> bool:
+    def _block(self, first: int, number: int, cause: Cause | None, leave: Callable[[], bool]) -> bool:
         """Whether it came to its end: numbers on a free wire are not the model's, and may overflow."""
         count = self.dropped + BLOCK_STEPS
         bare = cause in ("bare", "passed_twice")
@@ -107,10 +119,12 @@ class Tail:
         distributed.barrier()
         try:
             with self._without(cause):
-                train(self.job.run, batches, steps, timer, self.to_device)
+                train(self.job.run, batches, steps, timer, self.to_device, stop=leave)
         except NumericError:
             return False
         seconds = timer.seconds()
+        if len(seconds) < count:
+            return False
         self.write(
             BlockRecord(
                 round=number,

@@ -162,6 +162,7 @@ def _train(folder: RunFolder, rank: Rank, pulse: Pulse, at_hand: AtHand) -> tupl
                 comm=comm,
                 combine=combine,
                 stop=stopping.now,
+                stop_after_step=stopping.after_step,
             )
             if stopping.agreed is Exit.PREEMPTED:
                 stopping.agreed = Exit.OK  # every step that was asked for is done: there is nothing to resume

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..profiles.records import TRAINING
+from . import units
 from .console import Console
 
 # Between two lines where nothing can be redrawn.
@@ -116,11 +117,14 @@ class LiveLine:
         done = message["step"] + 1
         if message["role"] not in TRAINING:
             what = AFTERWARDS.get(message["role"], message["role"])
+            if (tail := message.get("tail")) is not None:
+                left = units.duration(tail["seconds_left"])
+                return f"{what}: block {tail['done'] + 1} of {tail['of']}, about {left} left"
             return f"{what}, after {self._total} steps: step {done - self._total}"
         role = "warm-up " if message["role"] == "warmup" else ""
         left = (self._total - done) * self._mean_seconds
         return (
             f"{role}step {done}/{self._total}  {self._mean_seconds:.3f} s/step  "
             f"{self._global_batch / self._mean_seconds:.1f} samples/s  rank 0's loss {message['loss']:.3f}  "
-            f"{message['memory_bytes'] / 2**30:.2f} GiB  ETA {left:.0f} s"
+            f"{message['memory_bytes'] / 2**30:.2f} GiB  ETA {units.duration(left)}"
         )

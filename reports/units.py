@@ -18,6 +18,13 @@ def seconds(value: float | None) -> str:
     return UNKNOWN if value is None else f"{figures(value)} s"
 
 
+def duration(value: float) -> str:
+    """A time that somebody waits: 90 s, 12 min, 1.5 h."""
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
 def figures(value: float | None) -> str:
     """Three figures at least, thousands apart."""
     if value is None:

@@ -89,6 +89,7 @@ class Pulse:
         self._began: float | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._interrupted = False
+        self._tail: dict[str, Any] = {}
         self._closing = threading.Event()
         self.at(None, "starting")
 
@@ -144,7 +145,12 @@ class Pulse:
 
     def news(self, **figures: Any) -> None:
         """Figures of the step just done, for the display."""
-        self._put(NEWS, figures)
+        self._put(NEWS, {**figures, **self._tail})
+
+    def tail(self, done: int, of: int, seconds_left: float) -> None:
+        """So many blocks of the counterfactual tail are done, for the display."""
+        self._tail = {"tail": {"done": done, "of": of, "seconds_left": seconds_left}}
+        self.news(step=self.step or 0, role="counterfactual", seconds=0.0)
 
     def last_words(self, error: dict[str, Any]) -> None:
         """What ended this rank, for a disk that takes no new file. Long texts are cut."""

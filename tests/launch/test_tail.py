@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from scalelab.launch.assemble import Job
 from scalelab.launch.config import build
 from scalelab.launch.ranks import Rank
 from scalelab.launch.setting import Setting
+from scalelab.launch.strategies._contract import Sharded
 from scalelab.launch.tail import Tail
 from scalelab.models.contract import load_model
 from scalelab.profiles.capture.finite import FiniteWatch, parts_of
@@ -29,25 +31,26 @@ BASE = Setting(world_size=2, device="cpu", micro_batch=MICRO_BATCH, checkpointin
 MODEL = Path(__file__).parents[1] / "support" / "micro_model.py"
 
 
-def with_a_tail(rank: Rank, name: str, setting: Setting) -> tuple[list[str], list[Record]]:
-    """Digests of the parameters before the tail, after it, and after a step more; and what the tail wrote."""
+def made_tail(
+    rank: Rank, name: str, setting: Setting, run: Sharded, batches: list[Any], **more: Any
+) -> tuple[Tail, list[Record]]:
+    """A tail of `run` with blocks of two steps, one round; and what it writes."""
     tails.BLOCK_STEPS = 2
     tails.ROUNDS = ((float("inf"), 1),)
-    run, batches = sharded(name, setting, 13), micro_batches(rank.rank, setting)
-    records_of(run, batches[:4])
     records: list[Record] = []
     timeline = HostTimeline()
+    job = Job(
+        config=build({"model": str(MODEL), "strategy": name, "checkpointing": "full", "counterfactual": "true"}),
+        setting=setting,
+        source=load_model(str(MODEL), {}),
+        run=run,
+        device=torch.device("cpu"),
+        rank=rank,
+        folder=RunFolder(Path("nowhere")),
+        finite=FiniteWatch(parts_of(*micro(13))),
+    )
     tail = Tail(
-        job=Job(
-            config=build({"model": str(MODEL), "strategy": name, "checkpointing": "full", "counterfactual": "true"}),
-            setting=setting,
-            source=load_model(str(MODEL), {}),
-            run=run,
-            device=torch.device("cpu"),
-            rank=rank,
-            folder=RunFolder(Path("nowhere")),
-            finite=FiniteWatch(parts_of(*micro(13))),
-        ),
+        job=job,
         batches=itertools.cycle(batches),
         to_device=lambda batch: batch,
         probe=Probe(lambda *written: records.extend(written), timeline, comm=ranks.recorder),
@@ -55,8 +58,16 @@ def with_a_tail(rank: Rank, name: str, setting: Setting) -> tuple[list[str], lis
         write=records.append,
         comm=ranks.recorder,
         combine=None,
-        stop=lambda: False,
+        **{"stop": lambda: False, **more},
     )
+    return tail, records
+
+
+def with_a_tail(rank: Rank, name: str, setting: Setting) -> tuple[list[str], list[Record]]:
+    """Digests of the parameters before the tail, after it, and after a step more; and what the tail wrote."""
+    run, batches = sharded(name, setting, 13), micro_batches(rank.rank, setting)
+    records_of(run, batches[:4])
+    tail, records = made_tail(rank, name, setting, run, batches)
     digests = [digest(run.parameters())]
     tail.run(4, 0.0)
     digests.append(digest(run.parameters()))
@@ -85,6 +96,37 @@ def test_the_tail_changes_no_bit_of_the_parameters(name: str) -> None:
         assert all(0 < (block.call_seconds or 0) < sum(block.step_seconds) for block in timed)
         free = [step for step in steps if step.comm is not None and not step.comm.handed_in_ns]
         assert len(free) == 8
+
+
+def left_early(rank: Rank, setting: Setting) -> tuple[list[tuple[int, int, float]], list[Record]]:
+    """What was told of a tail of long blocks that is to end with its sixth step, and what it wrote."""
+    run, batches = sharded("ddp", setting, 13), micro_batches(rank.rank, setting)
+    told: list[tuple[int, int, float]] = []
+    taken: list[int] = []
+
+    def stop_after_step() -> bool:
+        taken.append(1)
+        return len(taken) == 6
+
+    tail, records = made_tail(
+        *(rank, "ddp", setting, run, batches),
+        stop=lambda: len(taken) == 6,
+        stop_after_step=stop_after_step,
+        tell=lambda *progress: told.append(progress),
+        clock=iter(range(0, 1000, 10)).__next__,
+    )
+    tail.run(4, 1.0)
+    run.close()
+    return told, records
+
+
+def test_a_tail_of_long_steps_is_left_within_a_block() -> None:
+    """It tells how far it is and how long the rest takes; of the block that was left there is no record."""
+    (setting,) = supported(strategies.load("ddp"), [BASE])
+    for told, records in ranks.run_ranks(left_early, 2, setting):
+        whole = 1 + 5 * 3 + 2
+        assert told == [(0, whole, whole * 4.0), (1, whole, (whole - 1) * 10.0)]
+        assert [record.cause for record in records if isinstance(record, BlockRecord)] == [None]
 
 
 def test_a_digest_sees_every_bit() -> None:

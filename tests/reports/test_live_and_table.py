@@ -45,6 +45,9 @@ def test_the_line_goes_from_starting_ranks_to_steps() -> None:
         assert part in text
     line.message({"rank": 0, "step": 12, "role": "counterfactual", "seconds": 0.5})
     assert line.line() == "counterfactual tail, after 10 steps: step 3"
+    tail = {"done": 4, "of": 35, "seconds_left": 720.0}
+    line.message({"rank": 0, "step": 90, "role": "counterfactual", "seconds": 0.5, "tail": tail})
+    assert line.line() == "counterfactual tail: block 5 of 35, about 12 min left"
 
 
 def test_plain_output_has_no_escapes_and_does_not_flood() -> None:
