@@ -65,6 +65,8 @@ def _run(plan: Plan, argv: Sequence[str], given: Sequence[str], *, as_json: bool
     if status["exit_code"] != Exit.OK:
         for line in explanation(folder, status):
             _say(line)
+        if not as_json and plan.config.node_rank == 0 and reported:
+            _tell(f"report: {folder.path / 'report.html'}")
         return status["exit_code"]
     if not as_json:
         if plan.config.node_rank == 0 and reported:

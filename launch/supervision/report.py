@@ -44,6 +44,8 @@ class Report:
     """By rank, what its flight recorder listed; None where nobody asked."""
     signal: int | None = None
     """The signal with which this host's user or scheduler ended the run, when ranks could not end by themselves."""
+    overran: bool = False
+    """Whether the ranks were asked to end by themselves, and did not within their time."""
     noticed_at: float | None = None
     """When that was, on the reader's monotonic clock."""
     silence_seconds: float = 0.0

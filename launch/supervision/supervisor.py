@@ -155,7 +155,7 @@ class _Crew:
             if ended or now > done_at + LEAVE_SECONDS:
                 return self._report()
             if now > deadline:
-                return self._report(interrupts.signals[-1])
+                return replace(self._report(interrupts.signals[-1]), overran=True)
             while passed_on < interrupts.count:
                 number = interrupts.signals[passed_on]
                 passed_on += 1

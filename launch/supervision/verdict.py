@@ -166,7 +166,8 @@ def conclude(reports: Sequence[Report], lost: Sequence[Evidence] = ()) -> dict[s
         return _stopped(Exit(stopped[0].code), min(seen.step or 0 for seen in stopped))
     if interrupted := next((report for report in reports if report.signal is not None), None):
         number = signal.Signals(interrupted.signal or 0)
-        cause = f"ended by {number.name}, at once"
+        how = ": the ranks did not come to their end within --grace" if interrupted.overran else ", at once"
+        cause = f"ended by {number.name}{how}"
         # A warning that came before the first step, or was overtaken: there is no checkpoint to go on from.
         code = Exit.CHECKPOINT if SIGNALS[number] is Exit.PREEMPTED else SIGNALS[number]
         return status("interrupted", code, cause=cause, hint="what the ranks had done until then is in the run folder")

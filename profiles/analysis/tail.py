@@ -54,7 +54,9 @@ def overhead(run: Run, null: Null) -> dict[str, Any] | None:
     """The share of the bare step that measuring adds: blocks of the tail with the probe against blocks without."""
     found = savings(run)
     if (row := found.get(BARE)) is None:
-        null("overhead", "the cost of measuring is measured in the tail of a run; --counterfactual runs one")
+        asked = run.run_json["config"].get("counterfactual")
+        why = "the cost of measuring is measured in the tail of a run; --counterfactual runs one"
+        null("overhead", "the run ended before its counterfactual tail was complete" if asked else why)
         return None
     method = METHOD
     bare = row.step_seconds - row.seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import pytest
@@ -143,3 +144,11 @@ def test_times_of_another_host_are_read_on_ones_own_clock() -> None:
     report = Report(host="b", ranks=[rank(since=NOW - 3)], evidence=[error(0, NOW - 3)])
     here = Report.from_json(report.to_json(NOW), 50.0)
     assert (here.ranks[0].since, here.evidence[0].at) == (47.0, 47.0)
+
+
+@pytest.mark.parametrize(("overran", "words"), [(False, "at once"), (True, "--grace")])
+def test_ranks_that_did_not_leave_in_time_are_told_from_those_ended_at_once(overran: bool, words: str) -> None:
+    """Of a second Ctrl-C, and of a first that ranks were too slow for."""
+    found = conclude([Report(host="a", ranks=[rank()], signal=signal.SIGINT, overran=overran)])
+    assert found["state"] == "interrupted"
+    assert words in found["cause"]
