@@ -28,7 +28,7 @@ def run_table(summary: Mapping[str, Any]) -> RenderableType:
     return Group(
         Text(),
         _headline(summary),
-        _phases(summary),
+        *([] if not any(summary["phases"].values()) else [_phases(summary)]),
         *_communication(summary),
         *_tail(summary),
         *([trace_table(summary)] if summary["trace"] is not None else []),
@@ -145,12 +145,17 @@ def _memory(summary: Mapping[str, Any]) -> Group:
         lines.append(
             f"GROWS by {size(memory['growth_bytes_per_step'])} a step{made}: tensors are kept from step to step"
         )
-    return Group(table, *map(Text, lines))
+    return Group(*([table] if table.row_count else []), *map(Text, lines))
 
 
 def _rest(summary: Mapping[str, Any]) -> list[Text]:
-    lines = [f"{name} is not known: {why}" for name, why in _unknown_phases(summary)]
+    lines = [
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not known: {why}"
+        for why, names in _unknown_phases(summary).items()
+    ]
     throughput, steps = summary["throughput"], summary["steps"]
+    if not any(summary["phases"].values()) and summary["step_seconds"]["mean"] is not None:
+        lines.append(f"a step takes {_ms(summary['step_seconds']['mean'])}")
     if throughput["samples_per_second"] is not None:
         spread = _interval(throughput["ci95"], 1, "")
         lines.append(
@@ -221,8 +226,12 @@ def _efficiency(summary: Mapping[str, Any]) -> str:
     return f"MFU {found['mfu']:.2%}{again} of {of} ({peak['source']}){useful}"
 
 
-def _unknown_phases(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, summary["reasons"][f"phases.{name}"]) for name, row in summary["phases"].items() if row is None]
+def _unknown_phases(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of phases by why they are not known."""
+    found: dict[str, list[str]] = {}
+    for name in (name for name, row in summary["phases"].items() if row is None):
+        found.setdefault(summary["reasons"][f"phases.{name}"], []).append(name)
+    return found
 
 
 def _interval(bounds: list[float] | None, scale: float, unit: str) -> str:

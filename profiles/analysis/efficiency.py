@@ -74,7 +74,7 @@ def _why_not_counted(run: Run, record: FlopsRecord | None) -> str:
     if config["strategy"] == "own":
         return "in a job's own loop operations are not counted"
     if config["probe"] == "off":
-        return "--probe off: operations are not counted"
+        return "operations are not counted with --probe off"
     return "the run ended before its operations were counted"
 
 
@@ -98,7 +98,7 @@ def efficiency(
         null("utilization.peak", why)
     flops, useful = model["flops_per_sample"], model["useful_flops_per_sample"]
     if flops is None:
-        why = f"operations were not counted: {_why_not_counted(run, _record(run))}"
+        why = _why_not_counted(run, _record(run))
     elif found["peak"] is None:
         why = f"no peak to hold it against: {why}"
     elif step_seconds["mean"] is None or samples is None:

@@ -15,7 +15,7 @@ from .reasons import Null
 
 MODEL_STATE = MEMORY_KINDS[:3]
 NOT_RECORDED = "not recorded: the probe was off or the rank ended too early"
-NO_STEP = "no step was followed: --memory-step off, --probe off, an own loop, or the run ended before it"
+FOLLOWED_WHERE = "only in a run of scalelab's own loop is a step followed"
 NO_ALLOCATOR = "there is no caching allocator on CPU"
 SWITCHED_OFF = "the caching allocator is switched off (PYTORCH_NO_CUDA_MEMORY_CACHING)"
 # If more than this share of the allocator's peak is in no followed storage, the two peaks may be at different instants.
@@ -181,7 +181,17 @@ def _largest(rows: Sequence[dict[str, Any]], name: str) -> Any:
 def why_not_followed(run: Run) -> str:
     """Why no step's operators and storages were followed on every rank."""
     failed = [f"rank {r.rank}: {r.memory_step.failed}" for r in run.ranks if r.memory_step and r.memory_step.failed]
-    return failed[0] if failed else NO_STEP
+    return failed[0] if failed else _no_step(run)
+
+
+def _no_step(run: Run) -> str:
+    config = run.run_json["config"]
+    if config["strategy"] == "own":
+        return FOLLOWED_WHERE
+    for option in ("probe", "memory_step"):
+        if config.get(option) == "off":
+            return f"no step was followed: --{option.replace('_', '-')} off"
+    return "no step was followed: the run ended before it"
 
 
 def _no_allocator(run: Run) -> str:
@@ -189,7 +199,7 @@ def _no_allocator(run: Run) -> str:
         return NO_ALLOCATOR
     steps = [rank.memory_step for rank in run.ranks]
     off = any(step is not None and step.allocator is not None and _figures(step) is None for step in steps)
-    return SWITCHED_OFF if off else NO_STEP
+    return SWITCHED_OFF if off else _no_step(run)
 
 
 def _why_of_rank(name: str, run: Run, why: str) -> str:
