@@ -25,6 +25,12 @@ AFTERWARDS = {
     "counterfactual": "counterfactual tail",
     "bare": "counterfactual tail",
 }
+# Between steps, by event.
+BETWEEN = {
+    "profiler": "the profiler starts, or writes its trace",
+    "checkpoint": "writing a checkpoint",
+    "evaluation": "evaluating",
+}
 
 
 class LiveLine:
@@ -56,6 +62,7 @@ class LiveLine:
         self._states: dict[int, str] = {}
         self._last: dict[str, Any] | None = None
         self._mean_seconds: float | None = None
+        self._doing: tuple[str, float] | None = None
         self._began = clock()
         self._printed_at = float("-inf")
         self._printed = ""
@@ -79,6 +86,8 @@ class LiveLine:
             mean = seconds if fresh else self._mean_seconds or seconds
             self._mean_seconds = mean + SMOOTHING * (seconds - mean)
             self._last = message
+        elif "doing" in message:
+            self._doing = None if message["doing"] is None else (message["doing"], self._clock())
         else:
             self._states[message["rank"]] = message["state"]
 
@@ -101,6 +110,8 @@ class LiveLine:
     def line(self) -> str:
         """The line as it stands."""
         elapsed = self._clock() - self._began
+        if self._doing is not None and self._clock() - self._doing[1] >= PLAIN_SECONDS:
+            return f"{BETWEEN[self._doing[0]]} ({units.duration(self._clock() - self._doing[1])})"
         if self._last is not None:
             return self._progress(self._last)
         training = sum(state in ("training", "finished") for state in self._states.values())

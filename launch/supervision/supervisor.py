@@ -25,7 +25,7 @@ from .host import watched_host
 from .interrupts import Interrupts
 from .launchers import Launcher, Start
 from .oom_killer import OomCounters
-from .pulse import FINAL, prepare
+from .pulse import EVENTS, FINAL, prepare
 from .report import Report
 from .sighting import Sighting, see
 from .telemetry import watched_cards
@@ -128,6 +128,7 @@ class _Crew:
         self._oom = OomCounters()
         self._shown: dict[int, str] = {}
         self._news: dict[str, Any] | None = None
+        self._doing: str | None = None
         (folder.path / "live").mkdir(exist_ok=True)
         for seen in self.ranks:
             prepare(folder.path, seen.rank)
@@ -181,6 +182,10 @@ class _Crew:
             if self._shown.get(seen.rank) != shown and seen.pid is not None:
                 self._shown[seen.rank] = shown
                 self._display.message({"rank": seen.rank, "state": shown})
+        doing = self.ranks[0].phase if self.ranks[0].phase in EVENTS else None
+        if doing != self._doing:
+            self._doing = doing
+            self._display.message({"rank": self.ranks[0].rank, "doing": doing})
         news = self.ranks[0].news
         if news is not None and news != self._news:
             self._news = news

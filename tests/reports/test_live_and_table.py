@@ -6,10 +6,11 @@ import io
 from pathlib import Path
 
 from rich.console import Console
+from scalelab.launch.supervision.pulse import EVENTS
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.used import MemoryRecord
-from scalelab.reports.live import PLAIN_SECONDS, LiveLine
+from scalelab.reports.live import BETWEEN, PLAIN_SECONDS, LiveLine
 from scalelab.reports.table import run_table, size
 
 from tests.profiles.test_memory import memory_step
@@ -48,6 +49,20 @@ def test_the_line_goes_from_starting_ranks_to_steps() -> None:
     tail = {"done": 4, "of": 35, "seconds_left": 720.0}
     line.message({"rank": 0, "step": 90, "role": "counterfactual", "seconds": 0.5, "tail": tail})
     assert line.line() == "counterfactual tail: block 5 of 35, about 12 min left"
+
+
+def test_what_takes_long_between_steps_has_a_line_of_its_own() -> None:
+    """A checkpoint, an evaluation, the profiler's writing: from a few seconds on, until it is over."""
+    assert set(BETWEEN) == set(EVENTS)
+    clock = Clock()
+    line = live(io.StringIO(), clock)
+    line.message({"rank": 0, "step": 3, "role": "measured", "seconds": 0.5, "loss": 2.0, "memory_bytes": 1})
+    line.message({"rank": 0, "doing": "checkpoint"})
+    assert line.line().startswith("step 4/10")
+    clock.now += 90
+    assert line.line() == "writing a checkpoint (90 s)"
+    line.message({"rank": 0, "doing": None})
+    assert line.line().startswith("step 4/10")
 
 
 def test_plain_output_has_no_escapes_and_does_not_flood() -> None:
