@@ -84,13 +84,13 @@ def _waits(row: Mapping[str, Any]) -> Table:
 
 def _place(row: Mapping[str, Any], device: Mapping[str, Any]) -> str:
     where = "host threads" if device["device"] is None else f"device {device['device']}"
-    return f"rank {row['rank']}, {where}"
+    return f"rank {row['rank']}, {where}{', what is left' if row['cut'] else ''}"
 
 
 def _devices(shown: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], of: int) -> Chart:
     series = {role: [device[name] * 1e3 for _, device in shown] for name, (_, role) in PARTS.items()}
     steps = len(shown[0][0]["steps"])
-    what = f"{steps} profiled steps" if steps else "the whole trace"
+    what = units.counted(steps, "profiled step") if steps else "the whole trace"
     caption = f"Milliseconds of {what}: computing, communication and copies that computing did not hide, idle."
     if of > len(shown):
         caption += f" {len(shown)} of {of:,} ranks."
