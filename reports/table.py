@@ -28,6 +28,7 @@ def run_table(summary: Mapping[str, Any]) -> RenderableType:
     return Group(
         Text(),
         _headline(summary),
+        *(Text(f"damaged: {line}", style="bold yellow") for line in summary["damage"]),
         *([] if not any(summary["phases"].values()) else [_phases(summary)]),
         *_communication(summary),
         *_tail(summary),

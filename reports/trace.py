@@ -10,21 +10,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from . import units
+
 PARTS = (
     ("compute_seconds", "computing"),
     ("exposed_communication_seconds", "communication, exposed"),
     ("exposed_copies_seconds", "copies, exposed"),
     ("idle_seconds", "idle"),
 )
+# Rows below idle, each under what it is a part of.
 IDLE = (
-    ("not_launched_seconds", "not launched yet by the host"),
-    ("launching_seconds", "being launched"),
-    ("on_device_seconds", "launched, waiting on the device"),
-    ("unknown_seconds", "launch not in the trace"),
-)
-OF_NOT_LAUNCHED = (
-    ("loading_seconds", "of it, while the host loaded data"),
-    ("after_sync_seconds", "of it, after the host had waited for the device"),
+    ("not_launched_seconds", "  not launched yet by the host"),
+    ("loading_seconds", "    of it, while the host loaded data"),
+    ("after_sync_seconds", "    of it, after the host had waited for the device"),
+    ("launching_seconds", "  being launched"),
+    ("on_device_seconds", "  launched, waiting on the device"),
+    ("unknown_seconds", "  launch not in the trace"),
 )
 SHOWN = 5
 RANKS_SHOWN = 4
@@ -56,7 +57,9 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
 
 def _devices(row: Mapping[str, Any], device: Mapping[str, Any]) -> Table:
     place = "host threads" if device["device"] is None else f"device {device['device']}"
-    steps = f"{len(row['steps'])} profiled steps" if row["steps"] else "whole trace"
+    steps = units.counted(len(row["steps"]), "profiled step") if row["steps"] else "whole trace"
+    if row["cut"]:
+        steps = f"what is left of {steps}" if row["steps"] else "what is left of the trace"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(f"rank {row['rank']}, {place}, {steps}")
     table.add_column("ms", justify="right")
@@ -66,11 +69,8 @@ def _devices(row: Mapping[str, Any], device: Mapping[str, Any]) -> Table:
         table.add_row(words, f"{device[name] * 1e3:.1f}", f"{device[name] / span:.1%}")
     if device["idle"] is not None:
         for name, words in IDLE:
-            if device["idle"][name]:
-                table.add_row(f"  {words}", f"{device['idle'][name] * 1e3:.1f}", f"{device['idle'][name] / span:.1%}")
-        for name, words in OF_NOT_LAUNCHED:
-            if seconds := device["idle"].get(name):
-                table.add_row(f"    {words}", f"{seconds * 1e3:.1f}", f"{seconds / span:.1%}")
+            if seconds := device["idle"][name]:
+                table.add_row(words, f"{seconds * 1e3:.1f}", f"{seconds / span:.1%}")
     table.add_section()
     table.add_row("span", f"{device['span_seconds'] * 1e3:.1f}", "100.0%")
     overlapped = device["overlapped_communication_seconds"]

@@ -44,6 +44,11 @@ def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
+def counted(value: float, noun: str) -> str:
+    """1 step, 1,000 steps."""
+    return f"{value:,.0f} {noun}{'s' * (value != 1)}"
+
+
 def size(value: float | None) -> str:
     """Bytes in the largest binary unit that leaves at least 1."""
     if value is None:

@@ -10,7 +10,7 @@ import numpy as np
 from .reasons import Null, nulls
 from .statistics import spread
 from .steps import ALL_PHASES
-from .traces import device_mean
+from .traces import CUT, device_mean, whole
 
 NOT_IN_A_TRACE = "a trace does not tell it"
 
@@ -25,14 +25,19 @@ def config_of(device: str | None) -> dict[str, Any]:
 def overlay(summary: dict[str, Any], rows: Sequence[Mapping[str, Any]], null: Null) -> dict[str, Any]:
     """`summary`, made of no records, with what `rows` (of `read_traces`) tell in its place: times per step of the
     profiler, which makes them longer, mean over ranks."""
-    usable = [row for row in rows if row["unusable"] is None]
+    usable = whole(rows)
     seconds = _step_seconds(usable)
     steps = len(seconds)
     found = spread(seconds)
     for name, value in found.items():
         if value is None:
-            why = f"{steps} profiled steps are too few" if steps else "the traces mark no step that all ranks share"
-            null(f"step_seconds.{name}", why)
+            why = f"too few profiled steps ({steps})" if steps else "the traces mark no step that all ranks share"
+            null(f"step_seconds.{name}", why if usable else CUT)
+    profiled: dict[str, int | None] = {**nulls("steps", summary["steps"], NOT_IN_A_TRACE, null)}
+    if usable:
+        profiled["profiled"] = steps
+    else:
+        null("steps.profiled", CUT)
     comm = nulls("comm", summary["comm"], NOT_IN_A_TRACE, null)
     mean, why = device_mean(usable)
     exposed = None if mean is None else mean["exposed_communication_seconds"]
@@ -43,7 +48,7 @@ def overlay(summary: dict[str, Any], rows: Sequence[Mapping[str, Any]], null: Nu
     return {
         **summary,
         "source": "imported",
-        "steps": {**nulls("steps", summary["steps"], NOT_IN_A_TRACE, null), "profiled": steps},
+        "steps": profiled,
         "step_seconds": found,
         "phases": _phases(mean, why, null),
         "comm": {**comm, "exposed_seconds": exposed},

@@ -100,10 +100,13 @@ class Run:
     def why_no_step(self) -> str:
         """Why no measured step is known that every rank finished."""
         if not self.missing_ranks:
+            measured = [rank.rank for rank in self.ranks if rank.steps.place or rank.window]
+            empty = [rank.rank for rank in self.ranks if rank.rank not in measured]
+            if measured and empty:
+                return f"the records of rank {_listed(empty)} hold no measured step"
             off = self.run_json["config"].get("probe") == "off"
             return "--probe off records no step" if off else "no measured step was recorded"
-        names = ", ".join(map(str, self.missing_ranks[:8])) + (" and others" if len(self.missing_ranks) > 8 else "")
-        return f"the records of rank {names} are missing"
+        return f"the records of rank {_listed(self.missing_ranks)} are missing"
 
     @functools.cached_property
     def complete_steps(self) -> list[int]:
@@ -176,6 +179,10 @@ class Run:
     def _stacked(self, columns: list[np.ndarray]) -> np.ndarray:
         chosen = [column[places] for column, places in zip(columns, self.places, strict=True)]
         return np.asarray(chosen, dtype=np.float64).reshape(len(self.ranks), len(self.complete_steps))
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks[:8])) + (" and others" if len(ranks) > 8 else "")
 
 
 def load_run(folder: RunFolder) -> Run:

@@ -16,6 +16,7 @@ from ..records import SCHEMA
 from ..runfolder import RunFolder, SchemaError
 from .communication import comm, communication
 from .cost import cost, reprice, usd_to_target
+from .damage import expected_steps, lost_records, lost_traces
 from .data import data
 from .efficiency import efficiency, model
 from .host_syncs import host_syncs
@@ -171,8 +172,11 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
         "calibration": _calibration(run, null),
         "outcome": _outcome(run, null),
         "analysis": analysis_digest(),
+        "damage": lost_traces(rows),
         "unreadable_lines": sum(each.unreadable for each in (*run.ranks, *run.telemetry)) + run.unreadable_of_hosts,
     }
+    if facts.get("source") != "imported":
+        summary["damage"] = [*lost_records(run, summary["steps"]["measured"]), *summary["damage"]]
     _not_told(summary, null)
     summary["cost"] = cost(run, {**summary, "reasons": reasons}, samples, prices, null)
     summary["quality"]["usd_to_target"] = usd_to_target(summary["quality"], facts["world_size"], prices.hour, null)
@@ -190,10 +194,12 @@ def _steps(run: Run, null: Null) -> dict[str, int | None]:
         null("steps.skipped", run.why_no_step)
         if (warmup := run.run_json["config"].get("warmup")) is None:
             null("steps.warmup", run.why_no_step)
-        return {"warmup": warmup, "measured": min(windows), "skipped": None}
+        measured = min(windows) if len(windows) == run.run_json["world_size"] else 0
+        return {"warmup": warmup, "measured": measured, "expected": expected_steps(run), "skipped": None}
     return {
         "warmup": min((int((~rank.steps.measured).sum()) for rank in run.ranks), default=0),
         "measured": len(run.complete_steps),
+        "expected": expected_steps(run),
         "skipped": min((int(rank.steps.skipped.sum()) for rank in run.ranks), default=0),
     }
 

@@ -20,6 +20,7 @@ from .trace.said import facts_of, launching_processes, said_by
 
 SUFFIXES = (".json", ".json.gz")
 MERGED = "all_ranks.json.gz"
+CUT = "every trace is cut off: how much of each step is missing is not known"
 MOST_MERGED_BYTES = 256 << 20
 _RANK_FILE = re.compile(r"r(\d{3,})\.pt\.trace\.json(\.gz)?")
 # What is compared between ranks.
@@ -104,7 +105,7 @@ def traces(rows: Sequence[dict[str, Any]], merged: Mapping[str, Any], null: Null
     if not usable:
         null("trace", why if not rows else "no trace could be used")
         return None
-    mean, why_no_mean = device_mean(usable)
+    mean, why_no_mean = device_mean(whole(rows))
     if mean is None:
         null("trace.device_mean", why_no_mean)
     for row in usable:
@@ -118,6 +119,11 @@ def traces(rows: Sequence[dict[str, Any]], merged: Mapping[str, Any], null: Null
     }
 
 
+def whole(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of `rows` whose steps can be counted on: of a trace that is cut off, nobody knows what is missing."""
+    return [row for row in rows if row["unusable"] is None and not row["cut"]]
+
+
 def _merged(found: Mapping[str, Any], null: Null) -> dict[str, Any] | None:
     if "why" in found:
         null("trace.merged", found["why"])
@@ -129,6 +135,8 @@ def device_mean(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float] | N
     """Seconds a step of each rank's device, mean over ranks; or None, and why. A rank's device is the one that was
     busiest, where no other was at work."""
     found: list[dict[str, float]] = []
+    if not rows:
+        return None, CUT
     for row in rows:
         if not row["steps"]:
             return None, f"the trace of rank {row['rank']} marks no step"

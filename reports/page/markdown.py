@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .section import Block, Cell, Chart, Figures, More, Number, Paragraph, Report, Section, Table, Verbatim
+from .section import Block, Cell, Chart, Figures, More, Name, Number, Paragraph, Report, Section, Table, Verbatim
 
 BAR = 20
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!]|^[-+](?=\s))")
@@ -77,4 +77,4 @@ def _cell(cell: Cell) -> str:
     if isinstance(cell, Number):
         bar = "" if cell.share is None else f" {'█' * round(max(0.0, min(1.0, cell.share)) * BAR)}".rstrip()
         return f"{escape(cell.text)}{bar}"
-    return escape(cell)
+    return escape(cell.text if isinstance(cell, Name) else cell)

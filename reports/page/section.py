@@ -17,7 +17,19 @@ class Number:
     share: float | None = None
 
 
-Cell = str | Number
+@dataclass(frozen=True)
+class Name:
+    """A name that can be longer than what is read of it: the begin is shown, `whole` is there to look at and in CSV."""
+
+    whole: str
+
+    @property
+    def text(self) -> str:
+        return self.whole if len(self.whole) <= NAME_SHOWN else f"{self.whole[: NAME_SHOWN - 1]}…"
+
+
+Cell = str | Number | Name
+NAME_SHOWN = 64
 UNKNOWN = "–"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from .section import Cell, Number, Table
+from .section import Cell, Name, Number, Table
 
 # A cell that begins so is a formula to a spreadsheet (OWASP, CSV injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -23,7 +23,7 @@ def as_csv(table: Table) -> str:
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Number):
         return "" if cell.value is None else repr(cell.value)
-    return _text(cell)
+    return _text(cell.whole if isinstance(cell, Name) else cell)
 
 
 def _text(text: str) -> str:

@@ -24,6 +24,13 @@ CAUSES = {
 }
 """What the tail of `--counterfactual` takes away."""
 
+DEVICE = {
+    "compute_seconds": "computing",
+    "exposed_communication_seconds": "exposed communication",
+    "exposed_copies_seconds": "exposed copies",
+    "idle_seconds": "idle",
+}
+"""Where the time of a device went, as its trace has it."""
 
 LEAVES = {
     "data": "waiting for input",

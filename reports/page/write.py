@@ -27,6 +27,9 @@ _NONE: Mapping[str, Any] = {
     "precision": dict.fromkeys(("name", "param", "compute", "grad", "reduce", "master")),
 }
 
+# Sections that traces alone fill; of others they tell nothing.
+OF_TRACES = frozenset(("verdict", "key_figures", "traces", "configuration", "how", "unknown"))
+
 
 def write_run_report(folder: RunFolder, run: Run, summary: Mapping[str, Any]) -> None:
     """Write the report of `folder`, whose run and summary these are. Raises OutputError where the disk does not take
@@ -38,16 +41,29 @@ def write_run_report(folder: RunFolder, run: Run, summary: Mapping[str, Any]) ->
 def run_report(summary: Mapping[str, Any], drawn: Mapping[str, Any]) -> Report:
     """The report of one run, from its summary and the data of its pictures."""
     summary, drawn = tidy(summary), tidy(drawn)
-    world = f"{summary['world_size']} x {summary['device_name']}"
-    how = f"{summary['strategy']}, {summary['precision']['name']}"
-    own = {"own": "its own loop", None: "imported"}.get(summary["strategy"], how)
+    imported = summary["source"] == "imported"
+    about = _of_traces(summary) if imported else _of_a_run(summary)
     return Report(
         title=summary["name"],
-        subtitle=" · ".join(filter(None, (summary["model"]["name"], own, world, summary["run_id"]))),
-        sections=sections("run", summary, drawn),
+        subtitle=" · ".join(filter(None, (*about, summary["run_id"]))),
+        sections=sections("run", summary, drawn, only=OF_TRACES if imported else None),
         footer=f"Made by scalelab from the folder of run {summary['run_id']} alone. {TWIN} beside {PAGE} says the same "
         f"in plain text, {TABLES}/ holds every table as CSV, summary.json every number.",
     )
+
+
+def _of_a_run(summary: Mapping[str, Any]) -> tuple[str | None, ...]:
+    own = summary["strategy"] == "own"
+    how = "its own loop" if own else f"{summary['strategy']}, {summary['precision']['name']}"
+    return summary["model"]["name"], how, f"{summary['world_size']} x {summary['device_name']}"
+
+
+def _of_traces(summary: Mapping[str, Any]) -> tuple[str | None, ...]:
+    ranks = [row["rank"] for row in summary["trace"]["per_rank"]] if summary["trace"] else []
+    of = "" if summary["world_size"] is None else f" of {summary['world_size']:,}"
+    told = f"rank {ranks[0]}{of}" if len(ranks) == 1 else f"{len(ranks):,} ranks{of}"
+    device = summary["device_name"] or {"cuda": "GPU"}.get(summary["device"])
+    return f"imported traces: {told}", device
 
 
 def write_sweep_report(place: Path, summary: Mapping[str, Any]) -> None:
@@ -68,10 +84,10 @@ def sweep_report(summary: Mapping[str, Any]) -> Report:
     )
 
 
-def sections(kind: str, *subject: Mapping[str, Any]) -> list[Section]:
-    """What each file of the folder `kind` has to say, in the order of their PLACE."""
+def sections(kind: str, *subject: Mapping[str, Any], only: frozenset[str] | None = None) -> list[Section]:
+    """What each file of the folder `kind`, or those of them in `only`, has to say, in the order of their PLACE."""
     package = importlib.import_module(f".{kind}", __package__)
-    names = [each.name for each in pkgutil.iter_modules(package.__path__)]
+    names = [each.name for each in pkgutil.iter_modules(package.__path__) if only is None or each.name in only]
     found = [importlib.import_module(f".{kind}.{name}", __package__) for name in names]
     told = [module.section(*subject) for module in sorted(found, key=lambda module: module.PLACE)]
     return [section for section in told if section is not None]

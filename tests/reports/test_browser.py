@@ -150,3 +150,23 @@ def test_without_script_the_page_says_everything(browser: Any, pages: dict[str, 
     assert "backward" in text
     assert page.locator("figure.chart").first.is_hidden()
     page.context.close()
+
+
+CUT_OFF = """[...document.querySelectorAll('div.scroll')].filter(
+    each => each.scrollWidth > each.clientWidth + 1 && !each.querySelector('th.num')).map(each => each.textContent)"""
+UNSEEN = """[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth + 1
+    && (each.tabIndex !== 0 || !getComputedStyle(each).backgroundImage.includes('gradient'))).length"""
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("name", ["run", "sweep"])
+def test_text_wraps_and_what_scrolls_shows_it(browser: Any, pages: dict[str, Path], name: str, width: int) -> None:
+    """Tables of text alone are never wider than their place; others that are have a shadow at the end that is not
+    seen, and can be scrolled by keys. A wide window is used."""
+    page = opened(browser, pages[name], width)
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate(CUT_OFF) == []
+    assert page.evaluate(UNSEEN) == 0
+    right = page.evaluate("document.querySelector('section').getBoundingClientRect().right")
+    assert right > width - 40
+    page.context.close()

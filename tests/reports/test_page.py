@@ -22,8 +22,9 @@ from scalelab.profiles.analysis.pictures.buckets import BUCKETS, edges
 from scalelab.profiles.analysis.pictures.ranks import ROWS
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.runfolder import RunFolder
+from scalelab.reports.page.html import page as html_page
 from scalelab.reports.page.markdown import escape, markdown
-from scalelab.reports.page.section import Column, Number, Report, Table, tables_of
+from scalelab.reports.page.section import NAME_SHOWN, Column, Name, Number, Report, Section, Table, tables_of
 from scalelab.reports.page.tables import as_csv
 from scalelab.reports.page.write import run_report, sweep_report, write_run_report
 
@@ -116,6 +117,32 @@ def test_numbers_in_csv_are_in_si_and_formulas_are_text() -> None:
     columns = [Column("name", "name", numeric=False), Column("time", "seconds")]
     rows = [["=1+1", Number("1.5 ms", 0.0015)], ["-x", Number("–", None)], ["a,b\n", Number("-2 s", -2)]]
     assert as_csv(Table("t", "t", columns, rows)) == "name,seconds\r\n'=1+1,0.0015\r\n'-x,\r\n\"a,b\n\",-2\r\n"
+
+
+def test_a_long_name_is_shown_by_its_begin_and_is_whole_in_csv() -> None:
+    """Kernels' names fill pages: the whole one is in the title of its cell."""
+    name = "void at::native::vectorized_elementwise_kernel<4, " + "float, " * 60 + ">"
+    table = Table("t", "t", [Column("kernel", "name", numeric=False)], [[Name(name)], [Name("short")]])
+    assert name in as_csv(table)
+    report = Report("t", "s", [Section("s", "S", [table])], "f")
+    text = html_page(report)
+    assert f'title="{html.escape(name)}"' in text
+    assert text.count("title=") == 1
+    shown = re.search(r">(void at::native[^<]*(&lt;[^<]*)?)</td>", text)
+    assert shown is not None
+    assert len(html.unescape(shown[1])) <= NAME_SHOWN
+    assert name not in html.unescape(markdown(report))
+
+
+def test_the_interval_of_the_step_is_two_numbers(tmp_path: Path) -> None:
+    """In seconds, as every number of a table; what is not known of the spread has its reason beside it."""
+    folder = made_run(tmp_path)
+    summary = summarise_and_report(folder)
+    with (folder.path / "report-tables" / "step-spread.csv").open(newline="") as lines:
+        (row,) = csv.DictReader(lines)
+    assert [float(row["ci95_low_seconds"]), float(row["ci95_high_seconds"])] == summary["step_seconds"]["ci95"]
+    assert row["p99_seconds"] == ""
+    assert f"Not known: p99: {summary['reasons']['step_seconds.p99']}" in (folder.path / "report.md").read_text()
 
 
 @pytest.mark.fault(62)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..traces import whole
 from .finding import Headroom
 
 # Traced steps of which a spread is told.
@@ -18,7 +19,7 @@ def trace_mean(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     the host had waited; exposed communication and copies; and the median delay of a launch. `step_seconds` is a traced
     step, `spread` twice the relative standard error of its mean, None below three steps. None where no trace shows
     devices."""
-    rows = [row for row in (summary.get("trace") or {}).get("per_rank", ()) if row["unusable"] is None]
+    rows = whole((summary.get("trace") or {}).get("per_rank", ()))
     rows = [row for row in rows if row["steps"] and any(device["idle"] for device in row["devices"])]
     if not rows:
         return None

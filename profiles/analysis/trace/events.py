@@ -40,7 +40,8 @@ class Trace:
     `correlation` ties what a device ran to the call that launched it, `stack` is the number in `names` of a call
     stack that the event carries.
 
-    `dropped` counts events that could not be used, by reason; `damage` says what of the file could not be read.
+    `dropped` counts events that could not be used, by reason; `damage` says what of the file could not be read,
+    `cut` whether any number of events may be missing, of any time: files are not in the order of time.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Trace:
     stack: np.ndarray
     dropped: Mapping[str, int]
     damage: tuple[str, ...]
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.kind)

@@ -18,11 +18,14 @@ PIECE_BYTES = 8 << 20
 # Metadata beside the events is small; what goes on for longer is none.
 METADATA_BYTES = 64 << 20
 _LIST_OPENS = re.compile(rb'"traceEvents"\s*:\s*\[')
+_LIST_ENDS = re.compile(rb"\}\s*\]")
 _BETWEEN_EVENTS = re.compile(rb"\}\s*,\s*(?=\{)")
 # Bytes below 32 are allowed between tokens only; a blank in their place is read alike there and does no harm in a text.
 _NO_CONTROL = bytes(range(256)).translate(bytes(32 if code < 32 else code for code in range(256)))
 # Where pieces are cut, from the last place on: inside an event that holds a list of objects they do not parse.
 _CUTS_TRIED = 32
+# Where the list may end behind damage: lists of objects in what stands beside it look alike.
+_ENDS_TRIED = 64
 # Parts that one event may be split into there.
 _PARTS_JOINED = 16
 # Of a stretch in which nothing can be read, the rest is given up after so many tries.
@@ -40,13 +43,15 @@ class Source(Protocol):
 
 class JsonStream:
     """The events of the file at `path`, gzipped or not. Iterate once; then `metadata` holds the other keys, and
-    `damage` says what could not be read, empty where all was."""
+    `damage` says what could not be read, empty where all was; `cut` is whether events may be missing at its end, nobody
+    knows how many."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.metadata: dict[str, Any] = {}
         self.damage: list[str] = []
         self.lost_events = 0
+        self.cut = False
         self._packed: _Unpacked | None = None
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -57,7 +62,7 @@ class JsonStream:
             self._packed = _Unpacked(file) if packed else None
             head, rest = self._head(self._packed or file)
             if rest is None:
-                self.damage.append("it holds no list of trace events")
+                self.damage.append(self._no_list(head, packed=packed))
                 return
             # Known as well to who stops here: what comes behind the events is not.
             self.metadata = _beside(head, b"}") or {}
@@ -67,6 +72,12 @@ class JsonStream:
             self.damage.append("what it says beside its events cannot be read")
         else:
             self.metadata = found
+
+    def _no_list(self, read: bytes, *, packed: bool) -> str:
+        """Why there is no list of events in what was `read`, all of the file."""
+        if not packed and self._path.suffix == ".gz":
+            return "it is no gzip file, as its name says" if read else "it is empty"
+        return "it holds no list of trace events" if read.strip() else "it is empty"
 
     def _head(self, file: Source) -> tuple[bytes, bytes | None]:
         """What stands before the first event, and what of the list was read with it; None where there is no list."""
@@ -100,8 +111,13 @@ class JsonStream:
                 self._lost(lost)
                 yield salvaged
         closed, events, end = _last_events(rest)
-        if not closed:
+        if not closed and (stop := _end_behind(rest)) is not None:
+            events, lost, left = _salvage(rest[: stop - 1], keep_last=False)
+            self._lost(lost + bool(left.strip(b" \n\r\t,")))
+            closed, end = True, stop
+        elif not closed:
             events, lost, left = _salvage(rest, keep_last=False)
+            self.cut = True
             self.damage.append("it is cut off: the list of events does not end")
             self._lost(lost + bool(left.strip(b" \n\r\t,")))
         if events:
@@ -116,7 +132,7 @@ class JsonStream:
         found = file.read(PIECE_BYTES).translate(_NO_CONTROL)
         if not found and self._packed is not None and self._packed.damage is not None:
             self.damage.append(f"it cannot be unpacked to its end: {self._packed.damage}")
-            self._packed = None
+            self._packed, self.cut = None, True
         return found
 
     def _all_left(self, file: Source) -> bytes:
@@ -176,6 +192,16 @@ def _last_events(text: bytes) -> tuple[bool, list[Any], int]:
     except (ValueError, RecursionError):
         return False, [], 0
     return True, events, len(listed[1:end].encode(errors="surrogateescape"))
+
+
+def _end_behind(text: bytes) -> int | None:
+    """Where the list of events ends (behind the bracket) in `text` that is damaged before that; None where it does
+    not."""
+    for match in list(_LIST_ENDS.finditer(text))[-_ENDS_TRIED:]:
+        tail = text[match.end() :].strip()
+        if not tail or (tail[:1] in b",}" and _beside(b"{", tail) is not None):
+            return match.end()
+    return None
 
 
 def _salvage(text: bytes, *, keep_last: bool) -> tuple[list[Any], int, bytes]:

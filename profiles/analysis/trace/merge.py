@@ -18,8 +18,12 @@ import orjson
 
 from .breakdown import GLOO
 from .events import ON_DEVICE, Kind, Trace, shown
+from .window import profiler_steps
 
 PHASE = "phase:"
+OUTSIDE = "outside of the profiled steps"
+# ProcessGroupGloo has no reduce-scatter of its own, and runs collectives on several threads in turn.
+ON_GLOO = "a reduce_scatter is an all_reduce here"
 # 400,000 events of a run on 8 ranks took 6 MB packed; the bound that is meant is 30.
 MOST_EVENTS = 1_000_000
 _PHASES, _COLLECTIVES, _THREADS, _STREAMS = 1, 2, 1_000, 1_000_000
@@ -46,6 +50,8 @@ def merge(traces: Mapping[int, Trace], ahead_ns: Mapping[int, int], path: Path, 
         file.write(b",\n".join(orjson.dumps(each) for rank in traces for each in _process(rank)))
         for rank, trace in traces.items():
             shift = _since(trace, 0) - ahead_ns.get(rank, 0) - zero
+            if outside := _outside(rank, trace, shift):
+                file.write(b",\n" + b",\n".join(map(orjson.dumps, outside)))
             for piece in _events(rank, trace, chosen[rank], shift):
                 file.write(b",\n" + b",\n".join(map(orjson.dumps, piece)))
         note = {"left_out_events": left_out, "up_to_nanoseconds": shortest}
@@ -81,6 +87,25 @@ def _process(rank: int) -> list[dict[str, Any]]:
     return [name, order, _thread(rank, _PHASES, "phases")]
 
 
+def _outside(rank: int, trace: Trace, shift: int) -> list[dict[str, Any]]:
+    """What the profiler saw before its first step and after its last, on the track of phases: all that runs there is
+    of no profiled step."""
+    steps, shown_ones = profiler_steps(trace), np.isin(trace.kind, _SHOWN)
+    if not steps or not shown_ones.any():
+        return []
+    first, last = int(trace.begin[shown_ones].min()), int(trace.end[shown_ones].max())
+    spans = [(first, steps[0][1]), (steps[-1][2], last)]
+    return [_complete(rank, _PHASES, OUTSIDE, begin + shift, end - begin) for begin, end in spans if begin < end]
+
+
+def _complete(rank: int, track: int, name: str, begin_ns: int, took_ns: int) -> dict[str, Any]:
+    return {"ph": "X", "pid": rank, "tid": track, "name": name, "ts": begin_ns / 1000, "dur": took_ns / 1000}
+
+
+def _told(trace: Trace, thread: int) -> str:
+    return shown(str(trace.threads[thread][1]))
+
+
 def _thread(rank: int, tid: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "pid": rank, "tid": tid, "name": "thread_name", "args": {"name": name}}
 
@@ -104,29 +129,19 @@ def _events(rank: int, trace: Trace, chosen: np.ndarray, shift: int) -> Iterator
             elif kind == Kind.ANNOTATION and named_phase[name]:
                 track, words, text = _PHASES, "", text.removeprefix(PHASE)
             elif gloo[name]:
-                track, words = _COLLECTIVES + lanes.setdefault((-1, thread), len(lanes)), "collectives"
+                track = _COLLECTIVES + lanes.setdefault((-1, thread), len(lanes))
+                words = f"collectives, gloo thread {_told(trace, thread)} ({ON_GLOO})"
             else:
-                track, words = (
-                    _THREADS + int(trace.thread[index]),
-                    f"thread {shown(str(trace.threads[trace.thread[index]][1]))}",
-                )
+                track, words = _THREADS + thread, f"thread {_told(trace, thread)}"
             if words and track not in named:
                 named.add(track)
                 rows.append(_thread(rank, track, words))
-            rows.append(
-                {
-                    "ph": "X",
-                    "pid": rank,
-                    "tid": track,
-                    "name": text,
-                    "ts": (int(trace.begin[index]) + shift) / 1000,
-                    "dur": int(trace.end[index] - trace.begin[index]) / 1000,
-                }
-            )
+            begin, end = int(trace.begin[index]), int(trace.end[index])
+            rows.append(_complete(rank, track, text, begin + shift, end - begin))
             if kind == Kind.COLLECTIVE:
                 lane = _COLLECTIVES + lanes.setdefault(place, len(lanes))
                 if lane not in named:
                     named.add(lane)
-                    rows.insert(-1, _thread(rank, lane, "collectives"))
+                    rows.insert(-1, _thread(rank, lane, f"collectives, device {place[0]} stream {place[1]}"))
                 rows.append({**rows[-1], "tid": lane})
         yield rows

@@ -65,9 +65,12 @@ def read_trace(path: Path) -> Trace:
         for events in stream:
             rows.take(events)
             if rows.count > MOST_EVENTS:
+                stream.cut = True
                 stream.damage.append(f"it holds more than {MOST_EVENTS:,} events: the rest was not read")
                 break
     if stream.lost_events:
+        if not stream.cut:
+            stream.damage.append("some of its events cannot be read")
         rows.dropped["not readable"] = stream.lost_events
     if rows.base is None or not rows.count:
         old = [_NO_KINETO] if _NO_KINETO in rows.dropped else []
@@ -83,6 +86,7 @@ def read_trace(path: Path) -> Trace:
         threads=list(rows.threads),
         dropped=rows.dropped,
         damage=tuple(stream.damage),
+        cut=stream.cut,
         **{name: column[order] for name, column in columns.items()},
     )
 

@@ -40,6 +40,7 @@ def said_by(trace: Trace) -> dict[str, Any]:
         "events": len(trace),
         "dropped": dict(trace.dropped),
         "damage": list(trace.damage),
+        "cut": trace.cut,
         "steps": [
             {"number": number, "seconds": took / 1e9, "host_seconds": (end - begin) / 1e9}
             for (number, begin, end), took in zip(steps, step_ns(trace, steps), strict=True)

@@ -18,6 +18,9 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     blocks: list[Block] = []
     if facts["command"]:
         blocks.append(Verbatim(" ".join(facts["command"])))
+    if summary["source"] == "imported":
+        blocks.append(Paragraph("How the job was configured, a trace does not tell.", "note"))
+        return Section("configuration", "Configuration", blocks)
     if given is None:
         blocks.append(_table("configuration", "Every option as it was resolved", config))
     else:

@@ -9,9 +9,43 @@ from ... import units
 from ..section import Column, Paragraph, Section, Table
 
 PLACE = 130
+OF_A_STEP = (
+    "from the first work on the device that a profiler's step launched to that of the next, by the host's marks "
+    "without a device; steps that all traces have, mean over ranks; the profiler makes them longer"
+)
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
+    rows = _of_traces(summary) if summary["source"] == "imported" else _of_a_run(summary)
+    columns = [Column("number", "number", numeric=False), Column("how", "how", numeric=False)]
+    blocks: list[Any] = [Table("how", "Of this run", columns, rows)]
+    if summary["unreadable_lines"]:
+        blocks.append(
+            Paragraph(
+                f"{summary['unreadable_lines']} lines of the records could not be read (a half last line, damage) "
+                "and enter nothing.",
+                "warning",
+            )
+        )
+    return Section("how", "How each number was obtained", blocks)
+
+
+def _of_traces(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Nothing was measured here: all is read off files."""
+    files = units.counted(len(summary["trace"]["per_rank"]) if summary["trace"] else 0, "file")
+    return [
+        ["traces", f"recorded elsewhere by torch's profiler, read from {files}; what they cannot tell is null"],
+        ["step", OF_A_STEP],
+        ["interval of the step", "95 %, moving-block bootstrap over these steps: how steady they were, no more"],
+        ["where the devices' time went", "by the events: computing, else communication, else copies, else idle"],
+        ["why a device was idle", "what came next on it, and when the host had launched that"],
+        ["exposed communication", "kernels of collectives while nothing computed, waits for late ranks included"],
+        ["waiting for input", "idle time while the host was in a DataLoader and had not launched what came next"],
+        ["job, devices", "what the traces say of themselves (distributedInfo, deviceProperties), else files' names"],
+    ]
+
+
+def _of_a_run(summary: Mapping[str, Any]) -> list[list[str]]:
     steps, cuda = summary["steps"], summary["device"] == "cuda"
     clock = (
         "events on the compute stream, read when they have completed"
@@ -19,7 +53,7 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         else "a monotonic clock in the calling thread"
     )
     memory = summary["memory"]["source"] or "not in this run"
-    rows = [
+    return [
         [
             "samples/s, step",
             f"{steps['measured']} measured steps after {steps['warmup']} of warm-up, timed by {clock}; mean over ranks",
@@ -46,17 +80,6 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         ["traces", f"torch's profiler over {steps['profiled']} steps after the measured ones; in no other figure"],
         ["rates at rest", _calibration(summary)],
     ]
-    columns = [Column("number", "number", numeric=False), Column("how", "how", numeric=False)]
-    blocks: list[Any] = [Table("how", "Of this run", columns, rows)]
-    if summary["unreadable_lines"]:
-        blocks.append(
-            Paragraph(
-                f"{summary['unreadable_lines']} lines of the records could not be read (a half last line, damage) "
-                "and enter nothing.",
-                "warning",
-            )
-        )
-    return Section("how", "How each number was obtained", blocks)
 
 
 def _split(summary: Mapping[str, Any]) -> str:

@@ -7,20 +7,57 @@ from typing import Any
 
 from ... import units
 from ..section import Figures, Section
-from ..words import why
+from ..words import DEVICE, why
 
 PLACE = 10
 
+Rows = list[tuple[str, str, str]]
+
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
+    rows = _of_traces(summary, pictures) if summary["source"] == "imported" else _of_a_run(summary)
+    return Section("key-figures", "Key figures", [Figures(rows)])
+
+
+def _of_traces(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Rows:
+    trace, step, found = summary["trace"], summary["step_seconds"], pictures["verdict"]["device"]
+    usable = [row for row in (trace["per_rank"] if trace else []) if row["unusable"] is None]
+    world = summary["world_size"]
+    of = "of how many ranks, they do not tell" if world is None else f"of a job of {units.counted(world, 'rank')}"
+    note = (
+        "with the profiler on, which makes it longer" if step["mean"] is not None else why(summary, "step_seconds.mean")
+    )
+    profiled = summary["steps"]["profiled"]
+    rows: Rows = [
+        ("Traces that could be used", units.count(len(usable)), of),
+        (
+            "Profiled steps that all have",
+            units.count(profiled),
+            "" if profiled is not None else why(summary, "steps.profiled"),
+        ),
+        ("Step, mean over ranks", units.milliseconds(step["mean"]), note),
+    ]
+    for row in found["parts"] if found else []:
+        per = f"{units.milliseconds(row['seconds'])} a {found['per']}"
+        rows.append((f"{DEVICE[row['part']].capitalize()}, of the devices", units.percent(row["share"]), per))
+    return rows
+
+
+def _of_a_run(summary: Mapping[str, Any]) -> Rows:
     throughput, step, cost = summary["throughput"], summary["step_seconds"], summary["cost"]
     use, memory, overhead = summary["utilization"], summary["memory"], summary["overhead"]
     per_million = "cost.usd_per_million_samples"
-    rows = [
+    return [
         (
             "Throughput",
             _or(throughput["samples_per_second"], units.figures, " samples/s"),
-            _spread(throughput["ci95"], 1, "") or why(summary, "throughput.samples_per_second"),
+            _spread(throughput["ci95"], 1, "")
+            or _told(
+                summary,
+                throughput["samples_per_second"],
+                why(summary, "throughput.ci95"),
+                "throughput.samples_per_second",
+            ),
         ),
         (
             "Step, mean over ranks",
@@ -55,7 +92,6 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         ),
         ("Global batch", units.count(summary["global_batch"]), _batch(summary)),
     ]
-    return Section("key-figures", "Key figures", [Figures(rows)])
 
 
 def _or(value: float | None, show: Any, unit: str) -> str:
@@ -78,4 +114,6 @@ def _peak(peak: Mapping[str, Any] | None) -> str:
 
 def _batch(summary: Mapping[str, Any]) -> str:
     parts = (summary["micro_batch"], summary["grad_accumulation"], summary["world_size"])
+    if summary["global_batch"] is None:
+        return why(summary, "global_batch")
     return "" if None in parts else f"{parts[0]} a rank x {parts[1]} accumulated x {parts[2]} ranks"

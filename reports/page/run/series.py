@@ -9,7 +9,7 @@ from typing import Any
 from ... import units
 from ..charts import line, lines
 from ..section import Block, Chart, Column, Number, Paragraph, Section, Table
-from ..words import phase
+from ..words import phase, why
 
 PLACE = 40
 
@@ -17,28 +17,28 @@ PLACE = 40
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section | None:
     if pictures["steps"] is None:
         return None
-    blocks: list[Block] = [_spread(summary), _series(pictures["steps"])]
+    blocks: list[Block] = [*_spread(summary), _series(pictures["steps"])]
     if (drawn := pictures["histogram"]) is not None:
         blocks.append(_histogram(drawn))
         blocks += _outliers(drawn)
     return Section("steps", "Step by step", blocks)
 
 
-def _spread(summary: Mapping[str, Any]) -> Table:
+def _spread(summary: Mapping[str, Any]) -> list[Block]:
     found = summary["step_seconds"]
     names = ("p10", "median", "mean", "p90", "p99")
-    columns = [Column(name, f"{name}_seconds") for name in names] + [
-        Column("95 % interval of the mean, within this run", "interval", numeric=False)
-    ]
-    row = [
-        *(Number(units.milliseconds(found[name]), found[name]) for name in names),
-        units.interval(found["ci95"], 1e3, "ms") or units.UNKNOWN,
-    ]
+    columns = [Column(name, f"{name}_seconds") for name in names]
+    columns += [Column("mean, from", "ci95_low_seconds"), Column("to", "ci95_high_seconds")]
+    values = [*(found[name] for name in names), *(found["ci95"] or (None, None))]
+    unknown = [f"{name}: {why(summary, f'step_seconds.{name}')}" for name in (*names, "ci95") if found[name] is None]
     caption = (
-        f"A step over {summary['steps']['measured']} measured steps, each the mean over ranks. The interval says "
-        "nothing of the next run."
+        f"A step over {units.counted(summary['steps']['measured'], 'measured step')}, each the mean over ranks. The 95 "
+        "% interval of the mean is within this run and says nothing of the next."
     )
-    return Table("step-spread", caption, columns, [row])
+    blocks: list[Block] = [
+        Table("step-spread", caption, columns, [[Number(units.milliseconds(each), each) for each in values]])
+    ]
+    return blocks + ([Paragraph(f"Not known: {'; '.join(unknown)}.", "note")] if unknown else [])
 
 
 def _series(drawn: Mapping[str, Any]) -> Chart:

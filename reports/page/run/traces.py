@@ -8,7 +8,7 @@ from typing import Any
 from ... import units
 from ...trace import lost_of
 from ..charts import stacked_bars
-from ..section import Block, Chart, Column, Number, Paragraph, Section, Table
+from ..section import Block, Chart, Column, Name, Number, Paragraph, Section, Table
 from ..words import why
 
 PLACE = 80
@@ -22,13 +22,18 @@ PARTS = {
     "idle_seconds": ("idle", "unattributed"),
 }
 IDLE = {
-    "not_launched_seconds": "not launched yet by the host",
-    "launching_seconds": "being launched",
-    "on_device_seconds": "launched, waiting on the device",
-    "unknown_seconds": "launch not in the trace",
-    "loading_seconds": "of what was not launched, while the host loaded data",
-    "after_sync_seconds": "of what was not launched, after the host had waited for the device",
+    "not_launched_seconds": "idle: not launched",
+    "loading_seconds": "of that: loading",
+    "after_sync_seconds": "of that: after a wait",
+    "launching_seconds": "idle: launching",
+    "on_device_seconds": "idle: launched",
+    "unknown_seconds": "idle: launch unseen",
 }
+WHY_IDLE = (
+    "Idle: what came next had not been launched by the host yet (of that: while the host loaded data, and after it had "
+    "waited for the device), was being launched, had been launched and waited for other work on the device, or its "
+    "launch is not in the trace"
+)
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
@@ -84,13 +89,13 @@ def _waits(row: Mapping[str, Any]) -> Table:
 
 def _place(row: Mapping[str, Any], device: Mapping[str, Any]) -> str:
     where = "host threads" if device["device"] is None else f"device {device['device']}"
-    return f"rank {row['rank']}, {where}"
+    return f"rank {row['rank']}, {where}{', what is left' if row['cut'] else ''}"
 
 
 def _devices(shown: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], of: int) -> Chart:
     series = {role: [device[name] * 1e3 for _, device in shown] for name, (_, role) in PARTS.items()}
     steps = len(shown[0][0]["steps"])
-    what = f"{steps} profiled steps" if steps else "the whole trace"
+    what = units.counted(steps, "profiled step") if steps else "the whole trace"
     caption = f"Milliseconds of {what}: computing, communication and copies that computing did not hide, idle."
     if of > len(shown):
         caption += f" {len(shown)} of {of:,} ranks."
@@ -107,14 +112,15 @@ def _idle(shown: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Table
     ]
     reasons = any(device["idle"] for _, device in shown)
     if reasons:
-        columns += [Column(f"idle: {words}", f"idle_{name}") for name, words in IDLE.items()]
+        columns += [Column(words, f"idle_{name}") for name, words in IDLE.items()]
     rows = []
     for row, device in shown:
         cells = [_time(device[name]) for name in (*PARTS, "span_seconds")]
         if reasons:
             cells += [_time((device["idle"] or {}).get(name)) for name in IDLE]
         rows.append([_place(row, device), *cells])
-    return Table("devices", "Devices over the profiled steps", columns, rows)
+    caption = "Devices over the profiled steps" + (f". {WHY_IDLE}" if reasons else "")
+    return Table("devices", caption, columns, rows)
 
 
 def _time(seconds: float | None) -> Number:
@@ -132,7 +138,7 @@ def _top(row: Mapping[str, Any]) -> list[Block]:
     ]
     cells = [
         [
-            each["name"],
+            Name(each["name"]),
             _time(each["seconds"]),
             Number(units.percent(each["share"]), each["share"], each["share"]),
             Number(units.count(each["calls"]), each["calls"]),

@@ -7,22 +7,33 @@ from typing import Any
 
 from ... import units
 from ..section import Paragraph, Section
-from ..words import CAUSES, phase
+from ..words import CAUSES, DEVICE, phase, why
 
 PLACE = 0
+MORE_THAN_TRACES = (
+    "Traces tell where the time went, not what removing a cause would buy: that takes records of steps, which "
+    "scalelab run writes, and a Probe in a job's own loop."
+)
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     verdict, facts = pictures["verdict"], pictures["facts"]
     if summary["source"] == "imported":
-        title, tone = "Imported traces: what they say of the time of a step", "plain"
+        title, tone = (
+            "Imported traces: what they say of the time of a step",
+            "warning" if summary["damage"] else "plain",
+        )
     elif not verdict["finished"]:
         title, tone = _ended(facts), "bad"
     else:
-        title, tone = _finished(summary), "warning" if verdict["straggler"] else "good"
-    lines = [] if verdict["finished"] else _why_ended(facts)
-    lines += _time(summary, verdict)
-    blocks = [Paragraph(line) for line in [*lines, *_next(verdict, facts)]]
+        title, tone = _finished(summary), "warning" if verdict["straggler"] or summary["damage"] else "good"
+    if summary["source"] == "imported":
+        lines = [_device(summary, verdict["device"]), MORE_THAN_TRACES]
+    else:
+        lines = [] if verdict["finished"] else _why_ended(facts)
+        lines += [*_time(summary, verdict), *_next(verdict, facts)]
+    blocks = [Paragraph(f"Damaged: {line}.", "warning") for line in summary["damage"]]
+    blocks += [Paragraph(line) for line in lines]
     if summary["oversubscribed"]:
         blocks.append(
             Paragraph(
@@ -37,10 +48,14 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
 
 def _finished(summary: Mapping[str, Any]) -> str:
     speed, steps = summary["throughput"]["samples_per_second"], summary["steps"]["measured"]
+    expected = summary["steps"]["expected"]
+    if summary["damage"] and steps < expected:
+        return f"Damaged: {steps} of {expected} measured steps are there"
+    over = units.counted(steps, "measured step")
     if speed is None:
-        return f"Finished: {steps} measured steps"
+        return f"Finished: {over}"
     step = units.milliseconds(summary["step_seconds"]["mean"])
-    return f"Finished: {units.figures(speed)} samples/s, {step} a step over {steps} measured steps"
+    return f"Finished: {units.figures(speed)} samples/s, {step} a step over {over}"
 
 
 def _ended(facts: Mapping[str, Any]) -> str:
@@ -56,6 +71,19 @@ def _why_ended(facts: Mapping[str, Any]) -> list[str]:
         where = f"Rank {at['rank']} in {at.get('phase') or 'no known phase'}{step}: "
     lines = [f"{where}{cause}"] if cause else ["Why it ended is not in its folder (status.json names no cause)."]
     return [*lines, *([f"What to do: {facts['hint']}"] if facts["hint"] else [])]
+
+
+def _device(summary: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
+    """Of imported traces."""
+    if found is None:
+        told = "trace.device_mean" if summary["trace"] else "trace"
+        return f"Where the devices' time went cannot be said of all together: {why(summary, told)}."
+    whose = "the hosts' threads" if found["on_host"] else "the devices"
+    what = "a profiled step" if found["per"] == "step" else "the trace"
+    first, *others = found["parts"]
+    rest = ", ".join(f"{DEVICE[row['part']]} {units.percent(row['share'])}" for row in others)
+    part = f"{DEVICE[first['part']]}: {units.percent(first['share'])}, {units.milliseconds(first['seconds'])}"
+    return f"The largest part of {what} of {whose} is {part}; {rest}."
 
 
 def _time(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[str]:

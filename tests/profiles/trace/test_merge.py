@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 import pytest
-from scalelab.profiles.analysis.trace.merge import merge
+from scalelab.profiles.analysis.trace.merge import ON_GLOO, OUTSIDE, merge
 from scalelab.profiles.analysis.trace.reader import read_trace
 
-from tests.support.traces import event, kernel, write_trace
+from tests.support.traces import event, kernel, step, write_trace
 
 
 def merged(tmp_path: Path, ahead_ns: dict[int, int], most: int = 1000) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -53,10 +53,28 @@ def test_phases_and_collectives_have_tracks_of_their_own(tmp_path: Path) -> None
     placed = Counter((tracks[row["pid"], row["tid"]], row["name"]) for row in events if row["ph"] == "X")
     nccl = "ncclDevKernel_AllReduce"
     assert placed == {
-        ("phases", "forward"): 2, ("collectives", "gloo:all_reduce"): 2, ("collectives", nccl): 2,
+        ("phases", "forward"): 2, (f"collectives, gloo thread 5 ({ON_GLOO})", "gloo:all_reduce"): 2,
+        ("collectives, device 0 stream 7", nccl): 2,
         ("device 0 stream 7", nccl): 2, ("thread 1", "aten::mm"): 2,
     }  # fmt: skip
     assert said == {"left_out_events": 0, "up_to_nanoseconds": 0}
+
+
+def test_what_is_of_no_profiled_step_is_marked_and_no_two_tracks_are_called_alike(tmp_path: Path) -> None:
+    """The step that pays for the profiler's set-up runs collectives too, on either thread of gloo."""
+    events = [
+        event("gloo:all_reduce", 10, 40, "user_annotation", tid=5),
+        step(3, 100, 200),
+        event("gloo:all_reduce", 120, 150, "user_annotation", tid=6),
+        event("gloo:all_reduce", 130, 140, "user_annotation", tid=5),
+        event("aten::mm", 110, 260),
+    ]
+    merge({0: read_trace(write_trace(tmp_path / "r0.json", events))}, {}, tmp_path / "all.json.gz", 1000)
+    found = orjson.loads(gzip.decompress((tmp_path / "all.json.gz").read_bytes()))["traceEvents"]
+    names = [row["args"]["name"] for row in found if row["name"] == "thread_name"]
+    assert len(names) == len(set(names)) == 4
+    outside = [(row["ts"], row["ts"] + row["dur"]) for row in found if row["name"] == OUTSIDE]
+    assert outside == [(0, 90), (190, 250)]
 
 
 def test_one_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
