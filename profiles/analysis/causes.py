@@ -15,6 +15,7 @@ from .between import Difference, logarithms
 from .compared import ComparedRun
 from .reasons import Null
 from .steps import ALL_PHASES, LEDGER_TOLERANCE_SECONDS
+from .telling import TOO_FEW
 from .verdict import CONFIDENCE
 
 Held = Callable[[Sequence[float], Sequence[float]], Difference]
@@ -52,6 +53,11 @@ def causes(
     whole = row(lambda run: 1.0)
     missing = sum(row["difference_seconds"] for row in rows) - whole["difference_seconds"]
     assert abs(missing) <= LEDGER_TOLERANCE_SECONDS + 1e-9 * whole["a"], "the causes do not sum to the difference"
+    for each in (*rows, whole):
+        if each["ci95"] and each["ci95"][1] - each["ci95"][0] > 2 * max(whole["a"], whole["b"]):
+            # Not even whether it is all of a step.
+            each["ci95"] = None
+            null("causes.ci95", TOO_FEW + ": the interval is wider than the step to each side")
     rows.sort(key=lambda row: -abs(row["difference_seconds"]))
     return {"per": per, "rows": rows, "whole": whole}
 
