@@ -37,9 +37,7 @@ def find_side(letter: str, text: str) -> Side:
                 runs.append(compared_run(RunFolder(folder)))
             except UnfitError as error:
                 if alone or error.trained_else:
-                    raise ConfigError(
-                        f"{letter}: {error}", hint="a run that did not finish well has no speed"
-                    ) from error
+                    raise ConfigError(f"{letter}: {error}", hint=error.hint) from error
                 left_out[folder.name] = str(error)
         if cell:
             left_out.update(_without_folder(*cell))

@@ -25,6 +25,8 @@ from .storage import replace_file
 
 # Of sweep.json.
 SCHEMA = 1
+# Exit codes of a run that a signal ended, which says nothing against it: preempted, Ctrl-C, SIGTERM.
+INTERRUPTED = (75, 130, 143)
 
 
 class _Kept(BaseModel):
@@ -86,6 +88,15 @@ class Attempt(_Kept):
     parity: str | None = None
     started_utc: str
     seconds: float = Field(ge=0)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it: it is missing, not failed."""
+        return self.exit_code in INTERRUPTED
+
+    @property
+    def failed(self) -> bool:
+        return self.exit_code != 0 and not self.interrupted
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..profiles.sweepfolder import Attempt, SweepFolder, SweepPlan
+from . import scaled
 from .console import Console
 
 # How often the log of the run at hand is looked at.
@@ -115,7 +116,7 @@ class SweepLive:
         rate = (summary.get("throughput") or {}).get("samples_per_second")
         if mean is None or rate is None:
             return f"done in {attempt.seconds:.0f} s"
-        return f"{mean * 1e3:.4g} ms a step, {rate:.4g} samples/s"
+        return f"{scaled.time(mean)} a step, {scaled.number(rate)} samples/s"
 
     def _said(self) -> str:
         """The last line that the run at hand has printed."""

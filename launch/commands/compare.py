@@ -97,9 +97,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _refuse(a: Side, b: Side, allowed: set[str]) -> None:
     """Raise ConfigError for the same run on both sides, and for sides that differ in what they must share."""
-    ids = {run.run_id for run in b.runs}
-    if both := sorted({run.name for run in a.runs if run.run_id in ids}):
-        raise ConfigError(f"{', '.join(both)} is on both sides", hint="a run belongs to one side")
+    of_b = {run.run_id: run.name for run in b.runs}
+    both = sorted((run.name, of_b[run.run_id]) for run in a.runs if run.run_id in of_b)
+    if both:
+        told = [f"{one} is on both sides" if one == other else f"{one} and {other} are one run" for one, other in both]
+        raise ConfigError("; ".join(told), hint="a run belongs to one side, and a copy of it is the same run")
     found = {word: fields for word, fields in unlike(a.runs[0], b.runs[0]).items() if word not in allowed}
     problems = [
         f"{word}: {name} is {left} in A ({a.runs[0].name}) and {right} in B ({b.runs[0].name})"

@@ -120,7 +120,7 @@ def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
         Console(sys.stdout).print(sweep_results(summary))
     if outcome.left:
         _say(f"{outcome.left} runs are missing: the same command goes on with them")
-    failed = sum(attempt.exit_code != Exit.OK for attempt in outcome.attempts.values())
+    failed = sum(attempt.failed for attempt in outcome.attempts.values())
     if failed:
         _say(f"error: {failed} of the runs failed; the same command makes them again")
     if not as_json:

@@ -137,5 +137,5 @@ def _exit_code(plan: SweepPlan, attempts: Mapping[Key, Attempt], interrupts: Int
     if interrupts.count:
         return SIGNALS[interrupts.signals[-1]]
     cells = {cell.name for cell in plan.cells}
-    failed = [name for (name, _), each in attempts.items() if name in cells and each.exit_code != Exit.OK]
+    failed = [name for (name, _), each in attempts.items() if name in cells and each.failed]
     return Exit.SOME_FAILED if failed else Exit.OK

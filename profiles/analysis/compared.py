@@ -19,12 +19,17 @@ from .summary import summarise
 NUMERIC = 8
 
 
-class UnfitError(ValueError):
-    """A run that cannot be compared; the message names it and says why. `trained_else`: it left the loss parity."""
+UNFINISHED = "a run that did not finish well has no speed"
+DAMAGED = "its files cannot be read as they are: give a copy that is whole, or make the run again"
 
-    def __init__(self, message: str, *, trained_else: bool = False) -> None:
+
+class UnfitError(ValueError):
+    """A run that cannot be compared; the message names it and says why, `hint` what to do.
+    `trained_else`: it left the loss parity."""
+
+    def __init__(self, message: str, *, trained_else: bool = False, hint: str = UNFINISHED) -> None:
         super().__init__(message)
-        self.trained_else = trained_else
+        self.trained_else, self.hint = trained_else, hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +134,17 @@ def compared_run(folder: RunFolder) -> ComparedRun:
     except UnfitError:
         raise
     except SchemaError as error:
-        raise UnfitError(f"{name}: {error}") from error
+        raise UnfitError(f"{name}: {error}", hint=error.hint) from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UnfitError(
             f"{name}: its run.json or records lack what a comparison needs ({type(error).__name__}: {error}): written "
-            "by an older scalelab, or only half"
+            "by an older scalelab, or only half",
+            hint=DAMAGED,
         ) from error
     except ValueError as error:
-        raise UnfitError(f"{name}: {error}") from error
+        raise UnfitError(f"{name}: {error}", hint=DAMAGED) from error
     if status is None:
-        raise UnfitError(f"{name}: it has no status.json, so how it ended is not known")
+        raise UnfitError(f"{name}: it has no status.json, so how it ended is not known", hint=DAMAGED)
     if not summary["step_seconds"]["mean"]:
         raise UnfitError(f"{name}: {run.why_no_step}")
     made = None if attempt is None else (place, attempt.repeat)

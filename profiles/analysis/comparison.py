@@ -173,6 +173,12 @@ def _notes(a: Side, b: Side, effects: Mapping[str, Any], per: str) -> list[str]:
         notes.append("rankings of sharded strategies on CPU do not carry over to GPUs")
     if "imported" in {run.summary["source"] for side in (a, b) for run in side.runs}:
         notes.append("imported: steps under a profiler, which makes them longer")
+    for run in (*a.runs, *b.runs):
+        asked, found = run.facts["config"].get("steps"), run.summary["steps"]["measured"]
+        if isinstance(asked, int) and found < asked:
+            notes.append(
+                f"{run.name}: its records hold {found} of {asked} measured steps, although it finished: some were lost"
+            )
     for letter, side in (("A", a), ("B", b)):
         states = {tuple(sorted((run.environment.get("git") or {}).items())) for run in side.runs}
         if len(states) > 1:

@@ -10,6 +10,7 @@ from typing import Any
 from .between import Difference, Spread, difference, logarithms
 from .compared import Side
 from .reasons import Null
+from .telling import tells, too_few
 from .verdict import CONFIDENCE, Effect, ratio_effect
 
 # A count of bytes does not vary as times do: peaks further apart than this are different.
@@ -82,20 +83,21 @@ def effect_of(measure: Measure, against: Against, null: Null) -> dict[str, Any] 
         null(path, against.lacking(measure.path) if found is None else "a run's value is 0")
         return None
     effect = ratio_effect(held, against.margin) if measure.timed else _counted(found)
-    if effect.ci95 is None:
-        null(
-            f"{path}.ci95",
-            against.why_no_spread if measure.timed else "counted, not timed: it has no spread of its own",
-        )
+    # One that tells the sides apart tells something, however wide it is.
+    wide = effect.ci95 and effect.word == "cannot tell" and not tells([1 + end for end in effect.ci95])
+    interval = None if wide or effect.ci95 is None else list(effect.ci95)
+    if interval is None:
+        why = against.why_no_spread if measure.timed else "counted, not timed: it has no spread of its own"
+        null(f"{path}.ci95", too_few() if wide else why)
     # Of the runs that the effect is of.
     logs = held.means if measure.timed else [float(logarithms(side).mean()) for side in found]
-    geometric = [math.exp(each) for each in logs]
+    geometric = [math.exp(each) if measure.timed else round(math.exp(each)) for each in logs]
     words = {**measure.words, "no change": "no change", "cannot tell": "cannot tell"}
     return {
         "a": geometric[0],
         "b": geometric[1],
         "effect": effect.effect,
-        "ci95": None if effect.ci95 is None else list(effect.ci95),
+        "ci95": interval,
         "verdict": words[effect.word],
         "method": (held.spread.how if held.spread else None) if measure.timed else "counted",
     }
@@ -126,7 +128,7 @@ def exposed_share(against: Against, null: Null) -> dict[str, Any] | None:
     held = against.raw(*found)
     interval = held.interval(CONFIDENCE)
     if interval is None:
-        null("effects.comm_exposed_share.ci95", "one run a side")
+        null("effects.comm_exposed_share.ci95", "a side has one run, and the other fewer than 3 to lend it a spread")
     return {
         "a": held.means[0],
         "b": held.means[1],

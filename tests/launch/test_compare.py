@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from scalelab.launch.gates import parse_gates
 from scalelab.models.contract import source_sha256
 from scalelab.profiles.analysis.between import difference
 from scalelab.profiles.analysis.causes import causes
-from scalelab.profiles.analysis.compared import ComparedRun
+from scalelab.profiles.analysis.compared import ComparedRun, Side
+from scalelab.profiles.analysis.effects import MEASURES, Against, effect_of, exposed_share
 from scalelab.profiles.analysis.steps import ALL_PHASES
 from scalelab.profiles.runfolder import RunFolder, appending
 from scalelab.profiles.used import MemoryRecord
@@ -113,8 +115,11 @@ def test_effects_to_the_number(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert effects["mfu"] is None
     assert "operations were not counted" in found["reasons"]["effects.mfu"]
     causes = found["causes"]
-    assert causes["whole"]["difference_seconds"] == pytest.approx(0.49)
-    assert sum(row["difference_seconds"] for row in causes["rows"]) == pytest.approx(0.49)
+    assert causes["whole"]["a"] == pytest.approx(effects["step_seconds"]["a"])
+    assert causes["whole"]["b"] == pytest.approx(effects["step_seconds"]["b"])
+    for side_ in "ab":
+        assert sum(row[side_] for row in causes["rows"]) == pytest.approx(effects["step_seconds"][side_])
+    assert sum(row["difference_seconds"] for row in causes["rows"]) == pytest.approx(expected - 1)
     assert causes["rows"][0]["cause"] == "backward"
     assert found["loss"] == {
         "step": 4, "a": 1.0, "b": 1.0, "verdict": "same", "tolerance": 1e-5, "parity_steps": 5, "first_apart": None
@@ -338,3 +343,87 @@ def test_damaged_lines_do_not_stop_a_comparison(tmp_path: Path, capsys: pytest.C
     path = RunFolder(b).rank_file(0)
     path.write_bytes(path.read_bytes()[:-20])
     assert told(capsys, str(a), str(b))["code"] == Exit.OK
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 300.0])
+def test_a_comparison_is_whole_at_any_width(
+    width: int, factor: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns are A and B with a legend; units scale; no word is cut, no field's raw name is shown."""
+    a = side(tmp_path / "a", factor, strategy="zero3", facts={"name": "zero3-fp32-2ranks-r1"})
+    b = side(tmp_path / "b", 1.3 * factor, strategy="zero3", facts={"name": "zero3-fp32-2ranks-r2"})
+    console = Console(width=width, record=True, file=io.StringIO(), highlight=False)
+    console.print(compare_table(told(capsys, a, b)))
+    text = console.export_text()
+    assert "A = zero3-fp32-2ranks-r1" in text
+    assert "B = zero3-fp32-2ranks-r2" in text
+    assert {1e-4: "100 µs", 1.0: "1 s", 300.0: "5 min"}[factor] in text
+    assert not re.search(r"\de[+-]\d|…$|repeats\.", text.replace("--repeats 3 …", ""), re.MULTILINE)
+    assert "how many runs it takes and how much like runs differ" in " ".join(text.split())
+
+
+def test_sides_of_one_name_are_a_and_b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(compare_table(told(capsys, str(made(tmp_path, 1.0)), str(made(tmp_path, 2.0)))))
+    text = console.export_text()
+    assert "A = A" not in text
+    assert "A: tiny" in text
+
+
+def test_an_interval_of_orders_of_magnitude_is_too_few_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two runs a side that differ by a factor of 10: null with the reason, also for where the difference is."""
+    found = told(capsys, side(tmp_path / "a", 1.0, 10.0), side(tmp_path / "b", 2.0, 9.0))
+    for path in ("effects.step_seconds", "effects.device_hours_per_million_samples"):
+        assert found["effects"][path.split(".")[1]]["ci95"] is None
+        assert found["reasons"][f"{path}.ci95"].startswith("too few runs to say")
+    assert found["causes"]["whole"]["ci95"] is None
+    assert found["reasons"]["causes.ci95"].startswith("too few runs to say")
+    assert "too few runs to say" in verdict_line(found)
+    apart = told(capsys, side(tmp_path / "c", 1.0, 1.01), side(tmp_path / "d", 900.0, 1000.0))
+    assert apart["verdict"]["word"] == "slower"
+    assert apart["effects"]["step_seconds"]["ci95"]
+
+
+def test_bytes_are_whole_and_reasons_true_of_the_other_side(tmp_path: Path) -> None:
+    """The mean of like counts of bytes is a whole number; of one run against two, the reason says so."""
+
+    def one(seconds: float) -> ComparedRun:
+        summary = {
+            "memory": {"peak_bytes": 244940508},
+            "phases": {"comm_exposed": {"share": 0.1}},
+            "step_seconds": {"mean": seconds},
+            "reasons": {},
+        }
+        return ComparedRun(path=tmp_path, facts={}, summary=summary)
+
+    a = Side(spec="a", runs=(one(1.0),), left_out={})
+    b = Side(spec="b", runs=(one(1.0), one(1.1)), left_out={})
+    against = Against(a, b, None, 0.05, "no spread")
+    reasons: dict[str, str] = {}
+    (measure,) = (each for each in MEASURES if each.name == "peak_memory_bytes")
+    memory = effect_of(measure, against, reasons.__setitem__)
+    assert memory is not None
+    assert (memory["a"], memory["b"]) == (244940508, 244940508)
+    assert isinstance(memory["a"], int)
+    exposed_share(against, reasons.__setitem__)
+    assert reasons["effects.comm_exposed_share.ci95"].startswith("a side has one run, and the other fewer")
+
+
+def test_a_finished_run_that_has_lost_records_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four steps of thirty: compared, and warned of."""
+    a, b = made(tmp_path, 1.0, steps=4), made(tmp_path, 1.1, steps=30)
+    notes = told(capsys, str(a), str(b))["notes"]
+    assert [note for note in notes if "were lost" in note] == [
+        f"{b.name}: its records hold 4 of 30 measured steps, although it finished: some were lost"
+    ]
+
+
+def test_the_spread_between_like_runs_is_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of them differ by √2 of it; a verdict of one run a side takes 99 %, and says so beside its 95 %."""
+    found = told(capsys, str(made(tmp_path, 1.0, spread=RATES)), str(made(tmp_path, 1.5, spread=RATES)))
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(compare_table(found))
+    text = console.export_text()
+    assert f"sd of like runs {found['repeats']['sd_between_runs']:.2%}, of the difference of two √2 of that" in text
+    assert "intervals are of 95 %, the verdict takes 99 %" in text

@@ -182,6 +182,11 @@ def test_ctrl_c_ends_it_and_leaves_the_rest_for_the_next_call(tmp_path: Path) ->
     first = Fake(signal_at=3)
     folder, outcome = sweep(tmp_path, first, *FOUR)
     assert (outcome.exit_code, len(first.made), outcome.left) == (Exit.INTERRUPTED, 3, 6)
+    summary = summarise_sweep(folder, Given(), {"cost_ratio": None, "usd_per_million_samples": None})
+    assert (summary["runs"]["missing"], summary["runs"]["failed"]) == (outcome.left, 0)
+    (why,) = [run["why"] for cell in summary["cells"] for run in cell["runs"] if run["exit_code"]]
+    assert why == "interrupted: stopped by Ctrl-C"
+    assert not any(each.failed for each in outcome.attempts.values())
     second = Fake()
     sweep(tmp_path, second, *FOUR)
     assert second.made == [f"{name}-r{repeat}" for name, repeat in folder.plan().order][2:]

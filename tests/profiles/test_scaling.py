@@ -121,8 +121,8 @@ def test_perfect_scaling_has_efficiency_1_and_no_knee(tmp_path: Path, scaling: s
     assert (law["contention"]["value"], law["coherency"]["value"]) == pytest.approx((0.0, 0.0), abs=1e-9)
     assert law["knee"] is None
     assert found["reasons"]["fits.usl.knee"]
-    assert found["affordable"] is None
-    assert "no number of ranks" in found["reasons"]["affordable"]
+    assert found["affordable"]["world_size"] is None
+    assert "no limit" in found["reasons"]["affordable.world_size"]
     assert (found["fits"]["amdahl"] is None) == (scaling == "weak")
 
 
@@ -321,9 +321,9 @@ def test_a_limit_below_the_cost_on_one_rank_is_no_world_size(tmp_path: Path) -> 
     asked = {"cost_ratio": None, "usd_per_million_samples": 1e-6}
     summary = summarise_sweep(made.write(), Given(), asked)
     (series,) = summary["series"]
-    assert series["affordable"] is None
-    assert "by the law it costs more on any number of ranks" in series["reasons"]["affordable"]
+    assert series["affordable"]["world_size"] is None
+    assert "by the law it costs more on any number of ranks" in series["reasons"]["affordable.world_size"]
     write_sweep_report(tmp_path, summary)
     page = (tmp_path / "report.html").read_text()
     assert series["reasons"]["fits.usl.knee"] in page
-    assert series["reasons"]["affordable"] in page
+    assert series["reasons"]["affordable.world_size"] in page

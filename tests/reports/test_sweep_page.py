@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from scalelab.profiles.analysis.sweep import write_sweep_summary
-from scalelab.reports.page.section import Chart
-from scalelab.reports.page.sweep import cost, scaling
+from scalelab.reports.page.section import Chart, Number, Paragraph, Table
+from scalelab.reports.page.sweep import cells, cost, scaling
 
 from tests.support.sweeps import MadeSweep
 
@@ -31,6 +31,54 @@ def test_bars_of_cost_are_of_steps_and_events(tmp_path: Path, price: float | Non
     drawn = [each for series in chart(cost.section(summary), "cost").data for each in series["x"]]
     assert sorted(drawn) == pytest.approx(sorted(row[field] for row in cell["by_cause"]))
     assert sum(drawn) == pytest.approx(2 * cell[field]["mean"])
+
+
+def test_cells_that_were_never_run_have_no_runs_and_no_parity(tmp_path: Path) -> None:
+    """A sweep that was interrupted at once: no empty table of measured cells; a failed cell of ddp is no reference."""
+    made = MadeSweep(tmp_path / "sweep", repeats=1)
+    failed = made.cell("ddp", 1)
+    made.attempt(failed, 0, None, 7, "out of memory")
+    made.cell("ddp", 2)
+    interrupted = made.cell("zero1", 1)
+    made.attempt(interrupted, 0, None, 130, "ended by SIGINT, at once")
+    summary = write_sweep_summary(made.write())
+    assert (summary["runs"]["failed"], summary["runs"]["missing"]) == (1, 2)
+    assert [cell["parity"]["state"] for cell in summary["cells"]] == ["not checked"] * 3
+    tables = [each for each in cells.section(summary).blocks if isinstance(each, Table)]
+    assert [each.name for each in tables] == ["cells-without"]
+    (runs,) = {row[2].text for row in tables[0].rows if isinstance(row[2], Number)}
+    assert runs == "0"
+
+
+def test_an_efficiency_above_what_ranks_can_give_is_remarked(tmp_path: Path) -> None:
+    """15 times the speed on 2 ranks: a warning, and no bar that looks like 100 %. Of 110 % nothing is said."""
+    made = MadeSweep(tmp_path / "sweep")
+    made.cell("ddp", 1, [15.4])
+    made.cell("ddp", 2, [1.0])
+    made.cell("zero1", 1, [2.2])
+    made.cell("zero1", 2, [1.0])
+    summary = write_sweep_summary(made.write())
+    section = scaling.section(summary)
+    assert section is not None
+    remarks = [each.text for each in section.blocks if isinstance(each, Paragraph) and each.tone == "warning"]
+    assert len(remarks) == 1
+    assert "ddp fp32: an efficiency of 770% on 2 ranks" in remarks[0]
+    (table,) = (each for each in section.blocks if isinstance(each, Table) and each.name == "scaling")
+    bars = [row[4].share for row in table.rows if isinstance(row[4], Number)]
+    assert bars == [1.0, None, 1.0, pytest.approx(1.1)]
+
+
+def test_each_cell_shows_what_its_runs_were_diagnosed_with(tmp_path: Path) -> None:
+    made = MadeSweep(tmp_path / "sweep", repeats=3)
+    made.cell("ddp", 1, [1.0, 1.1, 1.2])
+    for path, label in zip(made.folder.path.glob("2026*"), ("healthy", *("cpu_contention",) * 2), strict=True):
+        (path / "diagnosis.json").write_text(f'{{"verdict": {{"label": "{label}"}}}}')
+    made.cell("zero1", 1, [1.0])
+    summary = write_sweep_summary(made.write())
+    assert [cell["diagnosis"] for cell in summary["cells"]] == [["cpu_contention", "healthy"], None]
+    assert summary["cells"][1]["reasons"]["diagnosis"]
+    (table,) = (each for each in cells.section(summary).blocks if isinstance(each, Table) and each.name == "cells")
+    assert "cpu_contention, healthy" in table.rows[0]
 
 
 def test_linear_scaling_is_on_the_ideal_line_of_its_base(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _together(
     measure = USD if in_usd else HOURS
     cheapest = ranking(ranked, measure)
     front = pareto(ranked, measure)
-    taken = recommended(ranked, cheapest)
+    taken = recommended(ranked, cheapest, front["front"])
     for each in figures:
         each.row["on_front"] = each.cell.name in front["front"]
         each.row["recommended"] = each.cell.name == taken["cell"]
@@ -165,6 +165,8 @@ def _notes(plan: SweepPlan, figures: Sequence[CellResult]) -> list[str]:
         notes.append(
             "runs were priced differently, so cells are ranked in device-hours; --usd-per-gpu-hour gives all one price"
         )
+    if loose := [row["name"] for row in rows if row["parity"]["state"] == "not checked"]:
+        notes.append(f"losses not checked, so they may have trained something else than ddp does: {', '.join(loose)}")
     for each in figures:
         if each.codes:
             notes.append(f"{each.cell.name}: its runs differ in {', '.join(each.codes)}, and are no repeats of one run")

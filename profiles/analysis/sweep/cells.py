@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...sweepfolder import Cell
+from ..between import mean_between_runs
+from ..telling import too_few
 from .estimates import CONFIDENCE, estimate, plain_estimate, ratio
 from .runs import SweepRun, measured
 
@@ -28,6 +32,7 @@ POSITIVE = {
     "energy_usd_per_million_samples": ("cost", "energy_usd_per_million_samples"),
     "mfu": ("utilization", "mfu"),
 }
+ADDS_UP_TO = 1e-6
 OTHERS = ("by_cause", "comm_share", "peak_bytes", "oversubscribed", "device_name")
 
 
@@ -101,6 +106,7 @@ def cell_result(cell: Cell, runs: list[SweepRun]) -> CellResult:
         "parity": _parity(cell, runs, state),
         "runs": [run.row() for run in runs],
         "measured_runs": len(summaries),
+        "diagnosis": _diagnosis(runs if summaries else [], reasons),
         **_figures(summaries, why or "nothing was measured", reasons),
         "on_front": False,
         "recommended": False,
@@ -133,6 +139,8 @@ def _parity(cell: Cell, runs: Sequence[SweepRun], state: str) -> dict[str, Any]:
     if not cell.gated:
         return {"state": "not checked", "why": "its batch is its own, so it cannot train what ddp does"}
     compared = [run.attempt.parity for run in runs if run.summary and run.attempt]
+    if not compared:
+        return {"state": "not checked", "why": "nothing was measured"}
     if not all(compared):
         return {"state": "not checked", "why": UNJUDGED}
     told = list(dict.fromkeys(str(each) for each in compared))
@@ -140,6 +148,15 @@ def _parity(cell: Cell, runs: Sequence[SweepRun], state: str) -> dict[str, Any]:
         return {"state": "not checked", "why": "; ".join(each.removeprefix(UNCHECKED) for each in unchecked)}
     against = [each for each in told if each != REFERENCE]
     return {"state": "held" if against else "reference", "why": "; ".join(against) or None}
+
+
+def _diagnosis(runs: Sequence[SweepRun], reasons: dict[str, str]) -> list[str] | None:
+    """The labels of its runs' own diagnoses, that of most first."""
+    labels = Counter(run.diagnosis for run in runs if run.diagnosis is not None)
+    if not labels:
+        reasons["diagnosis"] = "none of its runs has a diagnosis.json"
+        return None
+    return [label for label, _ in labels.most_common()]
 
 
 def _figures(summaries: Sequence[Mapping[str, Any]], why: str, reasons: dict[str, str]) -> dict[str, Any]:
@@ -167,6 +184,11 @@ def _figures(summaries: Sequence[Mapping[str, Any]], why: str, reasons: dict[str
         reasons["peak_bytes"] = _why(summaries, "memory.peak_bytes")
     if len(summaries) == 1:
         reasons |= {f"{name}.ci95": ONE_RUN for name in (*POSITIVE, "comm_share") if found[name] is not None}
+    reasons |= {
+        f"{name}.ci95": too_few(len(summaries))
+        for name in POSITIVE
+        if len(summaries) > 1 and found[name] is not None and found[name]["ci95"] is None
+    }
     return {
         **found,
         "oversubscribed": any(s["oversubscribed"] for s in summaries),
@@ -195,29 +217,32 @@ def _why(summaries: Sequence[Mapping[str, Any]], path: str) -> str:
 def _by_cause(
     summaries: Sequence[Mapping[str, Any]], reasons: dict[str, str], *, priced: bool
 ) -> list[dict[str, Any]] | None:
-    """The leaves of the runs' trees, means over runs, in descending order: of each its part of what steps and the
-    events that follow them cost, `cost.by_cause_total`."""
+    """The leaves of the runs' trees, in descending order: of each its part of what steps and the events that follow
+    them cost, `cost.by_cause_total`. That total is the geometric mean over runs, as all figures of a cell, and a part
+    is the mean over runs of its share of it, so that the parts add up to the total that is shown."""
     trees = [summary["cost"]["by_cause_leaves"] for summary in summaries]
     if None in trees:
         reasons["by_cause"] = _why(summaries, "cost.by_cause_leaves")
         return None
-    hours = [summary["cost"]["by_cause_total"][HOURS] for summary in summaries]
-    if None in hours:
-        reasons[f"by_cause.{HOURS}"] = _why(summaries, f"cost.by_cause_total.{HOURS}")
-    by_run = [{row["cause"]: row for row in tree} for tree in trees]
+    by_run = [{row["cause"]: row["share"] for row in tree} for tree in trees]
     if len({frozenset(rows) for rows in by_run}) > 1:
         reasons["by_cause"] = "its runs tell causes apart differently"
         return None
+    totals = [summary["cost"]["by_cause_total"] for summary in summaries]
+    seconds = mean_between_runs([total["seconds_per_step"] for total in totals])[0]
+    hours = [total[HOURS] for total in totals]
+    whole = None if None in hours else mean_between_runs(hours)[0]
+    if whole is None:
+        reasons[f"by_cause.{HOURS}"] = _why(summaries, f"cost.by_cause_total.{HOURS}")
+    price = summaries[0]["cost"]["usd_per_gpu_hour"] if priced else None
+    if price is None or whole is None:
+        reasons[f"by_cause.{USD}"] = _why(summaries, "cost.usd_per_gpu_hour") if priced else DIFFERENT_PRICES
     rows = []
     for cause in by_run[0]:
-        parts = [rows[cause] for rows in by_run]
-        usd = [part[USD] for part in parts]
-        money = None if None in usd or not priced else float(np.mean(usd))
-        if money is None:
-            why = _why(summaries, "cost.usd_per_gpu_hour") if priced else DIFFERENT_PRICES
-            reasons[f"by_cause.{USD}"] = why
-        taken = [whole * part["share"] for whole, part in zip(hours, parts, strict=True) if whole is not None]
-        seconds, share = (float(np.mean([part[name] for part in parts])) for name in ("seconds", "share"))
-        time = None if None in hours else float(np.mean(taken))
-        rows.append({"cause": cause, "seconds": seconds, "share": share, HOURS: time, USD: money})
+        share = float(np.mean([rows[cause] for rows in by_run]))
+        time = None if whole is None else share * whole
+        usd = None if time is None or price is None else time * price
+        rows.append({"cause": cause, "seconds": share * seconds, "share": share, HOURS: time, USD: usd})
+    adds_up = math.isclose(sum(row["seconds"] for row in rows), seconds, rel_tol=ADDS_UP_TO)
+    assert adds_up, f"causes do not sum to the {seconds} s of a step and its events"
     return sorted(rows, key=lambda row: -row["share"])

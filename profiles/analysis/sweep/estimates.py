@@ -10,14 +10,16 @@ import numpy as np
 from scipy import special
 
 from ..between import difference, mean_between_runs
+from ..telling import tells
 
 CONFIDENCE = 0.95
 
 
 def estimate(values: Sequence[float]) -> dict[str, Any]:
-    """Of positive numbers that differ by factors: the geometric mean with its interval between runs; null for one."""
+    """Of positive numbers that differ by factors: the geometric mean with its interval between runs; null for one
+    run, and where it is too wide to tell anything."""
     mean, interval = mean_between_runs(values)
-    return {"mean": mean, "ci95": None if interval is None else list(interval), "values": list(values)}
+    return {"mean": mean, "ci95": list(interval) if interval and tells(interval) else None, "values": list(values)}
 
 
 def plain_estimate(values: Sequence[float]) -> dict[str, Any]:

@@ -11,14 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .cells import HOURS, USD, CellResult, held
 
 RISK = 0.05
+MORE = "more --repeats tell"
 WORDS = {USD: "USD per million samples", HOURS: "device-hours per million samples", "samples_per_second": "samples/s"}
 
 
 def ranking(results: Sequence[CellResult], measure: str, *, highest: bool = False) -> dict[str, Any]:
-    """Cells from the best by `measure` on. Those of two runs or more are held against the best of them."""
+    """Cells from the best by `measure` on. Those of two runs or more are held against the best of them; the verdict is
+    `open` where it leads by too few runs to be the one to take."""
     ranked = _ranked(results, measure, highest=highest)
     found: dict[str, Any] = {
         "measure": measure,
@@ -45,14 +49,33 @@ def ranking(results: Sequence[CellResult], measure: str, *, highest: bool = Fals
             {"cell": each.cell.name, "ratio": times["mean"], "interval": times["ci95"], "verdict": verdict}
         )
     worse = ("one run", "less" if highest else "more")
+    worse = ("one run", "less" if highest else "more")
     found["ties"] = [row["cell"] for row in found["against"] if row["verdict"] not in worse]
+    ahead = [] if best.row["measured_runs"] < 2 else [each.cell.name for each in ranked[: ranked.index(best)]]
+    if ahead:
+        return {**found, "verdict": "open", "why": _open(best, ahead, measure)}
+    if rest and best.row["measured_runs"] > 1 and best.row[measure]["ci95"] is None:
+        figure = f"{best.cell.name} leads with {_figure(best, measure)}"
+        why = f"{figure}, but {best.row['reasons'][f'{measure}.ci95']}: {MORE}"
+        return {**found, "verdict": "open", "why": why}
     verdict, why = _verdict(best, several, found["ties"], measure, "fastest" if highest else "cheapest")
     if any(_better(each.row[measure]["mean"], best.row[measure]["mean"], highest) for each in several):
         why += "; not so by the means of all runs: it leads in the rounds that both cells have"
-    ahead = [each.cell.name for each in ranked[: ranked.index(best)]]
-    if ahead:
-        why += f"; {', '.join(ahead)}, of one run, is ahead of it without a verdict"
     return {**found, "verdict": verdict, "why": why}
+
+
+def _open(best: CellResult, ahead: list[str], measure: str) -> str:
+    """Cells that may well be better, and which runs would tell."""
+    led = f"{best.cell.name} leads the cells of several runs with {_figure(best, measure)}"
+    if len(ahead) == 1:
+        return f"{led}, but {ahead[0]}, of one run, is ahead of it: a second run of that comes first"
+    named = f"{', '.join(ahead[:-1])} and {ahead[-1]}"
+    return f"{led}, but {named}, of one run each, are ahead of it: second runs of those come first"
+
+
+def _figure(best: CellResult, measure: str) -> str:
+    digits = np.format_float_positional(best.row[measure]["mean"], 4, unique=False, fractional=False, trim="-")
+    return f"{digits} {WORDS[measure]}"
 
 
 def _ranked(results: Sequence[CellResult], measure: str, *, highest: bool) -> list[CellResult]:
@@ -72,7 +95,7 @@ def _better(a: float, b: float, highest: bool) -> bool:
 
 def _verdict(best: CellResult, rest: Sequence[CellResult], ties: list[str], measure: str, what: str) -> tuple[str, str]:
     """`rest` are the others of two runs or more."""
-    name, figure = best.cell.name, f"{best.row[measure]['mean']:.4g} {WORDS[measure]}"
+    name, figure = best.cell.name, _figure(best, measure)
     if best.row["measured_runs"] < 2:
         return "quick look", f"{name} leads with {figure}, of one run: a quick look, no verdict; --repeats 3 gives one"
     if not rest:
@@ -84,41 +107,43 @@ def _verdict(best: CellResult, rest: Sequence[CellResult], ties: list[str], meas
 
 
 def pareto(results: Sequence[CellResult], cost: str) -> dict[str, Any]:
-    """Cells that no other beats in both time and cost, by their means."""
+    """Cells that no other beats in both time and cost, two at a time as in the rankings; placed by their means."""
     points = [
         {
             "cell": each.cell.name,
             "seconds_per_sample": 1 / each.row["samples_per_second"]["mean"],
             "cost": each.row[cost]["mean"],
+            "on_front": not any(_beats(other, each, cost) for other in results if other is not each),
         }
         for each in results
     ]
-    for point in points:
-        point["on_front"] = not any(_beats(other, point) for other in points)
     points.sort(key=lambda point: point["seconds_per_sample"])
     front = [point["cell"] for point in points if point["on_front"]]
     return {"time": "seconds_per_sample", "cost": cost, "points": points, "front": front}
 
 
-def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _beats(a: CellResult, b: CellResult, cost: str) -> bool:
     """Whether `a` is nowhere worse than `b`, and somewhere better."""
-    both = [(a[name], b[name]) for name in ("seconds_per_sample", "cost")]
-    return all(x <= y for x, y in both) and any(x < y for x, y in both)
+    times = 1 / held(a, b, "samples_per_second")["mean"], held(a, b, cost)["mean"]
+    return max(times) <= 1 and min(times) < 1
 
 
-def recommended(results: Sequence[CellResult], cheapest: dict[str, Any]) -> dict[str, Any]:
-    """The cheapest cell per sample; among those that are not told apart from it, the fastest by its mean."""
+def recommended(results: Sequence[CellResult], cheapest: dict[str, Any], front: Sequence[str]) -> dict[str, Any]:
+    """The cheapest cell per sample; among those that are not told apart from it, the fastest by its mean. None that
+    another beats in both time and cost."""
     verdict, best, why = cheapest["verdict"], cheapest["best"], cheapest["why"]
-    if verdict in ("none", "quick look"):
+    if verdict in ("none", "quick look", "open"):
         return {"cell": None, "verdict": verdict, "why": why}
-    among = [each for each in results if each.cell.name in (best, *cheapest["ties"])]
+    names = [name for name in (best, *cheapest["ties"]) if name in front]
+    among = [each for each in results if each.cell.name in names]
+    if not among:
+        return {"cell": None, "verdict": "open", "why": f"{why}; by the means another is both faster and cheaper"}
     taken = max(among, key=lambda each: each.row["samples_per_second"]["mean"])
-    if verdict != "tie":
-        (taken,) = (each for each in among if each.cell.name == best)
-    elif taken.cell.name == best:
+    if taken.cell.name != best:
+        count = 1 + len(cheapest["ties"])
+        why = f"{taken.cell.name} is the fastest of {count} cells whose costs are not told apart ({why})"
+    elif verdict == "tie" and len(among) > len(cheapest["ties"]):
         why = f"{why}; it is the fastest of them too"
-    else:
-        why = f"{taken.cell.name} is the fastest of {len(among)} cells whose costs are not told apart ({why})"
     parity = taken.row["parity"]
     if parity["state"] == "not checked":
         why = f"{why}; {taken.cell.name} was not checked to train what ddp does: {parity['why']}"

@@ -30,6 +30,7 @@ class SweepRun:
     attempt: Attempt | None = None
     summary: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: str | None = None
 
     @property
     def machine(self) -> tuple[Any, ...]:
@@ -55,6 +56,7 @@ class SweepRun:
             "seconds": self.attempt.seconds if self.attempt else None,
             "step_seconds": found["step_seconds"]["mean"] if found else None,
             "samples_per_second": found["throughput"]["samples_per_second"] if found else None,
+            "diagnosis": self.diagnosis,
         }
 
 
@@ -91,7 +93,14 @@ class Runs:
         folder = self._folder.run(attempt)
         facts = (folder.read("run.json") if summary is not None and folder is not None else None) or {}
         return SweepRun(
-            repeat=repeat, state=state, why=why, folder=attempt.run, attempt=attempt, summary=summary, facts=facts
+            repeat=repeat,
+            state=state,
+            why=why,
+            folder=attempt.run,
+            attempt=attempt,
+            summary=summary,
+            facts=facts,
+            diagnosis=_diagnosis(folder) if summary is not None and folder is not None else None,
         )
 
     def _unattempted(self, cell: Cell, repeat: int) -> SweepRun:
@@ -104,6 +113,8 @@ class Runs:
     def _outcome(self, attempt: Attempt) -> tuple[State, str | None, Mapping[str, Any] | None]:
         if attempt.exit_code == PARITY_EXIT and (attempt.cause or "").startswith(PARITY):
             return "parity_failed", attempt.cause, None
+        if attempt.interrupted:
+            return "missing", f"interrupted: {attempt.cause or f'exit code {attempt.exit_code}'}", None
         if attempt.exit_code:
             return "failed", attempt.cause or f"exit code {attempt.exit_code}", None
         folder = self._folder.run(attempt)
@@ -124,6 +135,15 @@ class Runs:
             why = summary["reasons"].get("throughput.samples_per_second", "no measured step was finished")
             return "unreadable", f"{attempt.run}: {why}", None
         return "measured", None, reprice(summary, self._given) if self._given else summary
+
+
+def _diagnosis(folder: RunFolder) -> str | None:
+    """The label that the run's own report shows."""
+    try:
+        label = (folder.read("diagnosis.json") or {})["verdict"]["label"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return label if isinstance(label, str) else None
 
 
 def _words(error: Exception) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ...sweepfolder import SweepPlan
+from ..telling import WELL_ABOVE_ONE, WIDEST, tells, too_few
 from . import fits
-from .cells import HOURS, CellResult, held
+from .cells import HOURS, ONE_RUN, CellResult, held
 from .lost import lost
 
 COST_RATIO = 2.0
@@ -61,6 +62,7 @@ def _series(name: str, group: Sequence[CellResult], plan: SweepPlan, asked: dict
         "precision": base.cell.precision,
         "base_world_size": base.cell.world_size,
         "points": [],
+        "remarks": [],
         "losses": None,
         "fits": {"amdahl": None, "usl": None},
         "curve": None,
@@ -74,6 +76,7 @@ def _series(name: str, group: Sequence[CellResult], plan: SweepPlan, asked: dict
         found["points"] = [_point(each, None) for each in group]
         return found
     found["points"] = [_point(each, base) for each in group]
+    found["remarks"] = _remarks(found["points"], base.cell.world_size)
     found["losses"] = [lost(before, after) for before, after in itertools.pairwise(group)]
     if len(group) == 1:
         reasons["losses"] = "one world size was measured"
@@ -108,6 +111,9 @@ def _point(each: CellResult, base: CellResult | None) -> dict[str, Any]:
         found["cost_ratio"] = held(each, base, HOURS)
         if found["speed_up"]["ci95"] is None:
             reasons |= {f"{name}.ci95": "it takes two runs of this cell and of the base" for name in found}
+        elif not tells(found["speed_up"]["ci95"]):
+            reasons |= {f"{name}.ci95": too_few() for name in found}
+            found = {name: {**value, "ci95": None} for name, value in found.items()}
     return {
         "cell": each.cell.name,
         "world_size": world,
@@ -115,12 +121,27 @@ def _point(each: CellResult, base: CellResult | None) -> dict[str, Any]:
         "ideal_speed_up": None if base is None else world / base.cell.world_size,
         "oversubscribed": row["oversubscribed"],
         "fitted": not row["oversubscribed"] and base is not None,
+        "above_ideal": found["efficiency"] is not None and found["efficiency"]["mean"] > WELL_ABOVE_ONE,
         "samples_per_second": row["samples_per_second"],
         **found,
         "comm_share": row["comm_share"],
         "peak_bytes": row["peak_bytes"],
         "reasons": reasons,
     }
+
+
+def _remarks(points: Sequence[dict[str, Any]], base: int) -> list[str]:
+    """On points that scale better than they can."""
+    above = [point for point in points if point["above_ideal"]]
+    if not above:
+        return []
+    sizes = ", ".join(f"{point['efficiency']['mean']:.0%} on {point['world_size']} ranks" for point in above)
+    ranks = f"{base} rank{'s' * (base != 1)}"
+    told = (
+        f"an efficiency of {sizes} is more than ranks can give: the run on {ranks}, which it is held against, was "
+        "disturbed or differs, and has to be made again before anything follows"
+    )
+    return [told]
 
 
 def _scaled(value: dict[str, Any], factor: float) -> dict[str, Any]:
@@ -150,7 +171,7 @@ def _fitted(
         usl = fits.fit(by_world, fits.USL_TERMS)
     found: dict[str, Any] = {
         "fits": {
-            "amdahl": None if amdahl is None else _amdahl(amdahl),
+            "amdahl": None if amdahl is None else _amdahl(amdahl, reasons),
             "usl": None if usl is None else _usl(usl, reasons),
         }
     }
@@ -180,12 +201,18 @@ def _told(used: fits.Fit) -> dict[str, Any]:
     }
 
 
-def _value(used: fits.Fit, of: fits.OfTerms) -> dict[str, Any]:
-    return {"value": used.value(of), "ci95": used.interval(of)}
+def _value(used: fits.Fit, of: fits.OfTerms, path: str, reasons: dict[str, str]) -> dict[str, Any]:
+    interval = used.interval(of)
+    # A serial fraction of 1 is no speed-up at all: an interval that reaches from there to beyond 10 tells nothing.
+    low, high = interval or (None, None)
+    wide = low is None or high is None or high - low > WIDEST
+    if wide:
+        reasons[f"{path}.ci95"] = ONE_RUN if interval is None else too_few()
+    return {"value": used.value(of), "ci95": None if wide else interval}
 
 
-def _amdahl(used: fits.Fit) -> dict[str, Any]:
-    return {**_told(used), "serial_fraction": _value(used, fits.contention)}
+def _amdahl(used: fits.Fit, reasons: dict[str, str]) -> dict[str, Any]:
+    return {**_told(used), "serial_fraction": _value(used, fits.contention, "fits.amdahl.serial_fraction", reasons)}
 
 
 def _usl(used: fits.Fit, reasons: dict[str, str]) -> dict[str, Any]:
@@ -202,8 +229,8 @@ def _usl(used: fits.Fit, reasons: dict[str, str]) -> dict[str, Any]:
         reasons["fits.usl.knee"] = "no coherency cost was found: by the law throughput rises for good"
     return {
         **_told(used),
-        "contention": _value(used, fits.contention),
-        "coherency": _value(used, fits.coherency),
+        "contention": _value(used, fits.contention, "fits.usl.contention", reasons),
+        "coherency": _value(used, fits.coherency, "fits.usl.coherency", reasons),
         "knee": found,
     }
 
@@ -250,18 +277,17 @@ def _affordable(
         said = f"at most {usd:g} USD per million samples"
     place, largest = used.value(limit), used.world_sizes[-1]
     if place is None:
-        reasons["affordable"] = f"{said}: by the law no number of ranks reaches that"
-        return None
-    if place < 1:
-        reasons["affordable"] = f"{said}: by the law it costs more on any number of ranks"
-        return None
-    interval = used.interval(limit)
+        reasons["affordable.world_size"] = "no limit: by the law a sample never costs that much"
+    elif place < 1:
+        reasons["affordable.world_size"] = "none: by the law it costs more on any number of ranks"
+    reached = place is not None and place >= 1
+    interval = used.interval(limit) if reached else None
     return {
         "asked": said,
         "cost_ratio": None if usd is not None else times,
         "usd_per_million_samples": usd,
-        "world_size": math.floor(place + 1e-9),
+        "world_size": math.floor(place + 1e-9) if place is not None and reached else None,
         "ci95": None if interval is None else [None if each is None else math.floor(each + 1e-9) for each in interval],
-        "extrapolated": not used.world_sizes[0] <= place <= largest,
-        "from_world_size": largest if place > largest else used.world_sizes[0],
+        "extrapolated": place is None or not used.world_sizes[0] <= place <= largest,
+        "from_world_size": largest if place is None or place > largest else used.world_sizes[0],
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import units
+from ...spread import spread
 from ..section import Block, Cell, Column, More, Number, Section, Table
 
 PLACE = 10
@@ -20,11 +21,11 @@ def reason(summary: Mapping[str, Any], name: str, value: Any = None) -> str:
 def cost_of(cell: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """What a million samples of a cell cost: in money where a price is known, else in hours of a device."""
     if (usd := cell[USD]) is not None:
-        found = {"text": units.usd(usd["mean"]), "interval": units.interval(usd["ci95"]), "value": usd["mean"]}
-        return "Cost per million samples", found
+        interval = spread(cell, USD, units.interval)
+        return "Cost per million samples", {"text": units.usd(usd["mean"]), "interval": interval, "value": usd["mean"]}
     hours = cell[HOURS]
     mean = None if hours is None else hours["mean"]
-    interval = units.interval(hours and hours["ci95"])
+    interval = spread(cell, HOURS, units.interval)
     return "Device-hours per million samples", {"text": units.figures(mean), "interval": interval, "value": mean}
 
 
@@ -40,6 +41,7 @@ def section(summary: Mapping[str, Any]) -> Section:
         Column("comm.", "comm_share"),
         Column("MFU", "mfu"),
         Column("peak memory", "peak_bytes"),
+        Column("diagnosis", "diagnosis", numeric=False),
         Column("note", "note", numeric=False),
     ]
     cells = summary["cells"]
@@ -47,7 +49,9 @@ def section(summary: Mapping[str, Any]) -> Section:
     others = [each for each in cells if each["state"] != "measured"]
     bold = frozenset(index for index, each in enumerate(measured) if each["recommended"])
     caption = "Measured cells: means over runs, intervals between runs where there are two at least; bold: recommended"
-    blocks: list[Block] = [Table("cells", caption, columns, [_row(each) for each in measured], total=bold)]
+    blocks: list[Block] = []
+    if measured:
+        blocks.append(Table("cells", caption, columns, [_row(each) for each in measured], total=bold))
     if others:
         blocks.append(_without(others))
     return Section("cells", "All cells", [*blocks, More("Every run", [_runs(cells)])])
@@ -57,12 +61,12 @@ def _without(others: list[Mapping[str, Any]]) -> Table:
     columns = [
         Column("cell", "cell", numeric=False),
         Column("state", "state", numeric=False),
-        Column("runs", "runs"),
+        Column("runs", "measured_runs"),
         Column("why", "why", numeric=False),
     ]
     rows: list[list[Cell]] = []
     for each in others:
-        runs = len(each["runs"])
+        runs = each["measured_runs"]
         rows.append([each["name"], each["state"].replace("_", " "), Number(units.count(runs), runs), each["why"] or ""])
     return Table("cells-without", "Cells without a figure, and why", columns, rows)
 
@@ -72,7 +76,6 @@ def _row(cell: Mapping[str, Any]) -> list[Cell]:
         value = None if cell[name] is None else cell[name]["mean"]
         return Number(show(value), value)
 
-    speed = cell["samples_per_second"]
     notes = ["recommended"] if cell["recommended"] else []
     notes += ["oversubscribed"] if cell["oversubscribed"] else []
     notes += ["on the front"] if cell["on_front"] else []
@@ -81,13 +84,14 @@ def _row(cell: Mapping[str, Any]) -> list[Cell]:
         cell["name"],
         Number(units.count(cell["measured_runs"]), cell["measured_runs"]),
         mean("samples_per_second", units.figures),
-        units.interval(speed["ci95"]) if speed else "",
+        spread(cell, "samples_per_second", units.interval),
         mean("step_seconds", units.milliseconds),
         mean(HOURS, units.figures),
         mean(USD, units.usd),
         mean("comm_share", units.percent),
         mean("mfu", units.percent),
         Number(units.size(cell["peak_bytes"]), cell["peak_bytes"]),
+        ", ".join(cell["diagnosis"] or [units.UNKNOWN]),
         "; ".join(notes),
     ]
 
@@ -99,6 +103,7 @@ def _runs(cells: list[Mapping[str, Any]]) -> Table:
         Column("state", "state", numeric=False),
         Column("samples/s", "samples_per_second"),
         Column("step", "step_seconds"),
+        Column("diagnosis", "diagnosis", numeric=False),
         Column("took", "seconds"),
         Column("exit", "exit_code"),
         Column("folder", "run", numeric=False),
@@ -111,6 +116,7 @@ def _runs(cells: list[Mapping[str, Any]]) -> Table:
             run["state"].replace("_", " "),
             Number(units.figures(run["samples_per_second"]), run["samples_per_second"]),
             Number(units.milliseconds(run["step_seconds"]), run["step_seconds"]),
+            run["diagnosis"] or units.UNKNOWN,
             Number(units.seconds(run["seconds"]), run["seconds"]),
             Number(units.UNKNOWN if run["exit_code"] is None else str(run["exit_code"]), run["exit_code"]),
             run["run"] or units.UNKNOWN,

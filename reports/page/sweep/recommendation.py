@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import units
+from ...spread import spread
 from ..section import Block, Figures, Paragraph, Section
 from .cells import cost_of, reason
 
@@ -38,9 +39,10 @@ def _sentence(text: str) -> str:
 def _figures(cell: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     measure, cost = cost_of(cell)
     speed = cell["samples_per_second"]
+    between = spread(cell, "samples_per_second", units.interval)
     runs = f"over {cell['measured_runs']} run{'s' if cell['measured_runs'] != 1 else ''}"
     return [
-        ("Throughput", f"{units.figures(speed['mean'])} samples/s", f"{units.interval(speed['ci95'])} {runs}".strip()),
+        ("Throughput", f"{units.figures(speed['mean'])} samples/s", f"{between} {runs}".strip()),
         (measure, cost["text"], f"{cost['interval']} {runs}".strip()),
         ("Ranks", units.count(cell["world_size"]), f"of {cell['device_name']}"),
         ("Peak memory, worst rank", units.size(cell["peak_bytes"]), reason(cell, "peak_bytes", cell["peak_bytes"])),

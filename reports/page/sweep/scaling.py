@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ... import units
+from ...spread import spread
 from ..charts import label, stacked_bars
 from ..section import Block, Chart, Column, Number, Paragraph, Section, Table
 from ..words import leaf
@@ -28,7 +29,8 @@ def section(summary: Mapping[str, Any]) -> Section | None:
         "strong": "Strong scaling: the same global batch on every number of ranks",
         "weak": "Weak scaling: the same micro-batch on every rank",
     }[summary["scaling"]]
-    blocks: list[Block] = [Paragraph(f"{kind}."), _speed_up(several), _table(several)]
+    remarks = [Paragraph(f"{each['name']}: {note}.", "warning") for each in several for note in each["remarks"]]
+    blocks: list[Block] = [Paragraph(f"{kind}."), *remarks, _speed_up(several), _table(several)]
     if any(each["losses"] for each in several):
         blocks += [_lost(several), _lost_table(several)]
     blocks += [_fits(several), *_affordable(several)]
@@ -148,21 +150,30 @@ def _table(several: Sequence[Series]) -> Table:
                 name: None if point[name] is None else point[name]["mean"]
                 for name in ("samples_per_second", "speed_up", "efficiency", "cost_ratio", "comm_share")
             }
-            spread = point["efficiency"]["ci95"] if point["efficiency"] else None
             rows.append(
                 [
                     each["name"],
                     Number(str(point["world_size"]), point["world_size"]),
                     Number(units.figures(means["samples_per_second"]), means["samples_per_second"]),
                     Number(units.figures(means["speed_up"]), means["speed_up"]),
-                    Number(units.percent(means["efficiency"]), means["efficiency"], means["efficiency"]),
-                    units.interval(spread, 100, "%"),
+                    Number(
+                        units.percent(means["efficiency"]),
+                        means["efficiency"],
+                        None if point["above_ideal"] else means["efficiency"],  # a full bar would be 100 %
+                    ),
+                    spread(point, "efficiency", lambda ends: units.interval(ends, 100, "%")),
                     Number(f"x {units.figures(means['cost_ratio'])}", means["cost_ratio"]),
                     Number(units.percent(means["comm_share"]), means["comm_share"]),
-                    "oversubscribed" if point["oversubscribed"] else "",
+                    _note(point),
                 ]
             )
     return Table("scaling", "Speed-up and efficiency over the smallest number of ranks of each series", columns, rows)
+
+
+def _note(point: Mapping[str, Any]) -> str:
+    notes = ["oversubscribed"] if point["oversubscribed"] else []
+    notes += ["above ideal: see the remark"] if point["above_ideal"] else []
+    return "; ".join(notes)
 
 
 def _lost(several: Sequence[Series]) -> Chart:
@@ -196,7 +207,7 @@ def _lost_table(several: Sequence[Series]) -> Table:
     rows = []
     for each in several:
         for loss in each["losses"] or []:
-            parts = sorted(loss["parts"] or [], key=lambda part: -part["share"])
+            parts = sorted(loss["parts"] or [], key=lambda part: -abs(part["share"]))
             told = loss["reasons"].get("parts") or ", ".join(
                 f"{leaf(part['cause'])} {units.percent(part['share'])}" for part in parts if abs(part["share"]) >= 0.001
             )
@@ -269,16 +280,14 @@ def _affordable(several: Sequence[Series]) -> list[Block]:
     blocks: list[Block] = []
     for each in several:
         if (found := each["affordable"]) is None:
-            blocks.append(
-                Paragraph(
-                    f"{each['name']}: how far it is worth going is not known: {reason(each, 'affordable')}.", "note"
-                )
-            )
-        elif found["world_size"] is not None:
+            told = f"{each['name']}: how far it is worth going is not known: {reason(each, 'affordable')}."
+            blocks.append(Paragraph(told, "note"))
+        elif found["world_size"] is None:
+            told = f"{each['name']}: {found['asked']}: {reason(each, 'affordable.world_size')}."
+            blocks.append(Paragraph(told))
+        else:
             far = f", extrapolated from {found['from_world_size']}" if found["extrapolated"] else ""
-            blocks.append(
-                Paragraph(
-                    f"{each['name']}: {found['asked']} up to {found['world_size']} ranks {_open(found['ci95'])}{far}."
-                )
-            )
+            ranks = f"{found['world_size']} rank{'s' * (found['world_size'] != 1)}"
+            told = f"{each['name']}: {found['asked']}: up to {ranks} {_open(found['ci95'])}{far}."
+            blocks.append(Paragraph(told.replace(" .", ".")))
     return blocks
