@@ -126,8 +126,15 @@ def _others(rows: list[Mapping[str, Any]]) -> Table:
         table.add_column()
     for row in rows:
         share = "-" if row["severity_share"] is None else f"{row['severity_share']:.0%}"
-        table.add_row(row["label"], share, Text(row["next"]["says"], style="dim"))
+        table.add_row(row["label"], share, Text.assemble(_counted(row), (row["next"]["says"], "dim")))
     return table
+
+
+def _counted(row: Mapping[str, Any]) -> str:
+    """Which part of a cause is told of others."""
+    if not row.get("counted_under"):
+        return ""
+    return f"of {row['alone_share']:.0%} measured, the rest counted under {' and '.join(row['counted_under'])}; "
 
 
 def _title(text: str) -> Text:

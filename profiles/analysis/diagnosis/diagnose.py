@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-
 from ...runfolder import RunFolder
 from ..load import Run
 from ..straggler import UNATTRIBUTED
 from ..withheld import is_withheld
 from .facts import Facts, milliseconds
-from .finding import CannotTell, Finding, Headroom
+from .finding import CannotTell, Finding
+from .once import once
 from .rules import rules
 from .thresholds import LIMITS, Thresholds
 
@@ -50,10 +49,14 @@ def diagnose(run: Run, summary: Mapping[str, Any], limits: Thresholds = LIMITS) 
             lacks.append(answer)
     lacks += _beyond_rules(facts)
     told = once(findings, facts)
-    # Whose seconds a cause that counts explains is not looked for.
-    explained = {label for each in told if facts.counts(each) for label in rules()[each.label].explains}
-    lacks = [each for each in lacks if each.label not in explained]
+    lacks = [_explained(each, told, facts) for each in lacks]
     return _told(run, summary, [(each, facts) for each in told], lacks, limits)
+
+
+def _explained(lack: CannotTell, told: list[Finding], facts: Facts) -> CannotTell:
+    """`lack`, which decides nothing where a cause that counts may well be what it asks for."""
+    by = [each.label for each in told if facts.counts(each) and lack.label in rules()[each.label].explains]
+    return replace(lack, matters=False, rerun=f"it without {by[0]}, which may be why") if by else lack
 
 
 def _beyond_rules(facts: Facts) -> list[CannotTell]:
@@ -111,44 +114,6 @@ def _unfit(run: Run, limits: Thresholds) -> CannotTell | None:
     return None
 
 
-def once(findings: list[Finding], facts: Facts) -> list[Finding]:
-    """Findings, in the order of `rules`, with the seconds that two of them take counted under the first: a cause has at
-    most what those before it left of a phase, and none of what one of them `explains`."""
-    found: list[Finding] = []
-    lefts: list[tuple[str, dict[str, np.ndarray]]] = []
-    for finding in findings:
-        left = {}
-        for phase, seconds in finding.removed.items():
-            takers = [(label, each[phase]) for label, each in lefts if phase in each]
-            # One that gives seconds to other ranks (below zero) makes up for those as well.
-            explained = sum(
-                (each - np.minimum(each.min(axis=0), 0.0) for label, each in takers
-                 if finding.label in rules()[label].explains),
-                np.zeros(()),
-            )  # fmt: skip
-            rest = seconds - explained
-            if phase in facts.own:
-                taken = sum((np.maximum(each, 0.0) for _, each in takers), np.zeros(()))
-                rest = np.minimum(rest, facts.own[phase] - taken)
-            left[phase] = np.where(seconds > 0, np.maximum(rest, 0.0), seconds)
-        lefts.append((finding.label, left))
-        found.append(_reduced(finding, left, facts))
-    return found
-
-
-def _reduced(finding: Finding, left: Mapping[str, np.ndarray], facts: Facts) -> Finding:
-    """`finding` with what is left of its seconds, where that is much less than it took alone."""
-    if finding.headroom is None or not finding.removed:
-        return finding
-    before, own = float(facts.saved(finding.removed).mean()), finding.headroom
-    part = max(0.0, float(facts.saved(left).mean()) / before) if before > 0 else 1.0
-    if part >= facts.limits.taken_twice:
-        return finding
-    ci95 = None if own.ci95 is None else (part * own.ci95[0], part * own.ci95[1])
-    method = f"{own.method}; {1 - part:.0%} of it is counted under a more particular cause"
-    return replace(finding, headroom=Headroom(seconds=part * own.seconds, ci95=ci95, method=method))
-
-
 def _told(
     run: Run,
     summary: Mapping[str, Any],
@@ -159,7 +124,7 @@ def _told(
     reasons: dict[str, str] = {}
     usd, why_no_usd = _usd(summary)
     rows = [_row(finding, facts, usd) for finding, facts in findings]
-    rows = [row for row in rows if row["headroom_seconds"] is None or row["severity_share"] >= limits.shown_share]
+    rows = [row for row in rows if _shown(row, limits)]
     rows.sort(key=lambda row: (not row["counts"], -(row["headroom_seconds"] or 0.0)))
     for index, row in enumerate(rows):
         if row["usd_per_million_samples"] is None:
@@ -190,6 +155,15 @@ def _told(
     }
 
 
+def _shown(row: Mapping[str, Any], limits: Thresholds) -> bool:
+    """A cause that is worth a line; so is one that would be a verdict, had no other taken its seconds."""
+    return (
+        row["headroom_seconds"] is None
+        or row["severity_share"] >= limits.shown_share
+        or (row["counted_under"] != [] and row["alone_share"] >= limits.least_share)
+    )
+
+
 def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
     headroom = finding.headroom
     share = None if headroom is None else facts.share(headroom.seconds)
@@ -202,6 +176,8 @@ def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
         "ci95": None if headroom is None or headroom.ci95 is None else list(headroom.ci95),
         "method": finding.why_no_headroom if headroom is None else headroom.method,
         "severity_share": share,
+        "counted_under": list(finding.counted_under),
+        "alone_share": share if finding.alone is None else facts.share(finding.alone.seconds),
         "usd_per_million_samples": None if usd is None or share is None else usd * share,
     }
 

@@ -43,8 +43,9 @@ class Headroom:
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """A cause. `removed` holds where its seconds lie, by phase, each (ranks, steps): two causes that take the same
-    seconds are counted once. `headroom` None: it is no matter of time, or not known (`why_no_headroom`); then it is a
-    `verdict` or told beside one."""
+    seconds are counted once: of what is also another's, `alone` is what was measured, and `counted_under` has whose.
+    `headroom` None: it is no matter of time, or not known (`why_no_headroom`); then it is a `verdict` or told beside
+    one."""
 
     label: str
     evidence: tuple[Evidence, ...]
@@ -53,6 +54,8 @@ class Finding:
     removed: Mapping[str, np.ndarray] = field(default_factory=dict)
     why_no_headroom: str = ""
     verdict: bool = True
+    alone: Headroom | None = None
+    counted_under: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
