@@ -27,6 +27,8 @@ def diagnosis_card(diagnosis: Mapping[str, Any]) -> RenderableType:
         parts += [_title("What it bought"), *map(_line, _bought(verified))]
     if others:
         parts += [_title("Also"), Padding(_others(others), (0, 0, 0, 2))]
+    if diagnosis.get("overlap"):
+        parts += [_line(Text(f"Shares overlap: {diagnosis['overlap']}"))]
     if diagnosis["cannot_tell"]:
         parts.append(_title("Cannot tell"))
         parts += [

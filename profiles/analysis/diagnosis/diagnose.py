@@ -123,8 +123,9 @@ def _told(
 ) -> dict[str, Any]:
     reasons: dict[str, str] = {}
     usd, why_no_usd = _usd(summary)
+    step_seconds = findings[0][1].step_seconds if findings else summary["step_seconds"]["mean"]
     rows = [_row(finding, facts, usd) for finding, facts in findings]
-    rows = [row for row in rows if _shown(row, limits)]
+    rows = [row for row in rows if _shown(row, step_seconds, limits)]
     rows.sort(key=lambda row: (not row["counts"], -(row["headroom_seconds"] or 0.0)))
     for index, row in enumerate(rows):
         if row["usd_per_million_samples"] is None:
@@ -138,7 +139,7 @@ def _told(
         "headroom_seconds": first["headroom_seconds"] if first else None,
         "ci95": first["ci95"] if first else None,
         "usd_per_million_samples": first["usd_per_million_samples"] if first else None,
-        "step_seconds": findings[0][1].step_seconds if findings else summary["step_seconds"]["mean"],
+        "step_seconds": step_seconds,
         "says": _says(label, lacks),
     }
     for name in ("severity_share", "headroom_seconds", "ci95", "usd_per_million_samples"):
@@ -149,18 +150,32 @@ def _told(
         "run_id": run.run_id,
         "verdict": verdict,
         "findings": rows,
+        "overlap": _overlap(rows, step_seconds, limits),
         "cannot_tell": [asdict(each) for each in lacks],
         "thresholds": asdict(limits),
         "reasons": reasons,
     }
 
 
-def _shown(row: Mapping[str, Any], limits: Thresholds) -> bool:
+def _shown(row: Mapping[str, Any], step_seconds: float, limits: Thresholds) -> bool:
     """A cause that is worth a line; so is one that would be a verdict, had no other taken its seconds."""
+    if row["headroom_seconds"] is None or (row["counted_under"] and row["alone_share"] >= limits.least_share):
+        return True
+    # Of what blocks of the tail say, and no breakdown, noise is the larger part.
+    surely = row["ci95"][0] / step_seconds if row["by_tail"] and row["severity_share"] < limits.least_share else 1.0
+    return row["severity_share"] >= limits.shown_share and surely >= limits.shown_share
+
+
+def _overlap(rows: list[dict[str, Any]], step_seconds: float, limits: Thresholds) -> str | None:
+    """Which of the shares may overlap: seconds of the tail that lie where the breakdown has other causes'."""
+    found = [row for row in rows if row["beyond_seconds"] >= limits.shown_share * step_seconds]
+    if not found or len(rows) == 1:
+        return None
+    parts = ", ".join(f"{milliseconds(row['beyond_seconds'])} of {row['label']}" for row in found)
+    total = sum(row["severity_share"] or 0.0 for row in rows)
     return (
-        row["headroom_seconds"] is None
-        or row["severity_share"] >= limits.shown_share
-        or (row["counted_under"] != [] and row["alone_share"] >= limits.least_share)
+        f"{parts}, measured by taking it away, lie outside of where a step spends time on it (cores are free for "
+        f"the rest then), and may be in other causes' shares too: together the shares say {total:.0%}"
     )
 
 
@@ -177,6 +192,8 @@ def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
         "method": finding.why_no_headroom if headroom is None else headroom.method,
         "severity_share": share,
         "counted_under": list(finding.counted_under),
+        "by_tail": headroom is not None and headroom.by_tail,
+        "beyond_seconds": finding.beyond,
         "alone_share": share if finding.alone is None else facts.share(finding.alone.seconds),
         "usd_per_million_samples": None if usd is None or share is None else usd * share,
     }

@@ -20,7 +20,6 @@ from .thresholds import LIMITS, Thresholds
 from .traced import trace_mean
 
 CRITICAL_PATH = "the slowest rank's own time in each measured step with and without it"
-COUNTERFACTUAL = "steps of this run with and without it, in turn"
 SUM = "what it took of the measured steps"
 
 
@@ -137,14 +136,6 @@ class Facts:
 
         half = float(stats.t.ppf(0.975, count - 1) * stats.sem(seconds)) * count / steps
         return Headroom(seconds=total, ci95=(max(0.0, total - half), total + half), method=SUM)
-
-    def counterfactual(self, cause: str) -> Headroom | None:
-        """What the tail of the run says that a step saves without `cause`."""
-        row = (self.summary.get("counterfactual") or {}).get(cause)
-        if row is None:
-            return None
-        low, high = row["ci95"]
-        return Headroom(seconds=row["headroom_seconds"], ci95=(low, high), method=COUNTERFACTUAL)
 
     def spread(self, seconds: np.ndarray) -> dict[str, np.ndarray]:
         """`seconds` of each rank and step, laid to its phases in proportion to their length: in which of them they fell

@@ -8,10 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from .facts import Facts
-from .finding import Finding, Headroom
+from .finding import Finding, Removed
 from .rules import rules
-
-Removed = Mapping[str, np.ndarray]
 
 
 def once(findings: Sequence[Finding], facts: Facts) -> list[Finding]:
@@ -74,17 +72,17 @@ def _reduced(finding: Finding, left: Removed, takes: Mapping[str, float], facts:
     if finding.headroom is None or not finding.removed:
         return finding
     before, own = float(facts.saved(finding.removed).mean()), finding.headroom
-    part = min(1.0, max(0.0, float(facts.saved(left).mean()) / before)) if before > 0 else 1.0
+    saved = float(facts.saved(left).mean())
+    part = min(1.0, max(0.0, saved / before)) if before > 0 else 1.0
+    ci95 = None if own.ci95 is None else (part * own.ci95[0], part * own.ci95[1])
+    headroom = replace(own, seconds=part * own.seconds, ci95=ci95)
+    # Taking a cause away may free cores and memory for what else is computed.
+    beyond = max(0.0, headroom.seconds - saved) if own.by_tail else 0.0
     if part >= facts.limits.taken_twice:
-        return finding
+        return replace(finding, headroom=headroom, beyond=beyond)
     # Those that take next to nothing are not named.
     least = min(1 - facts.limits.taken_twice, max(takes.values(), default=0.0))
     takers = tuple(label for label, each in takes.items() if each >= least > 0)
-    ci95 = None if own.ci95 is None else (part * own.ci95[0], part * own.ci95[1])
     method = f"{own.method}; {1 - part:.0%} of it is counted under {' and '.join(takers)}"
-    return replace(
-        finding,
-        headroom=Headroom(seconds=part * own.seconds, ci95=ci95, method=method),
-        alone=own,
-        counted_under=takers,
-    )
+    headroom = replace(headroom, method=method)
+    return replace(finding, headroom=headroom, alone=own, counted_under=takers, beyond=beyond)
