@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from ...runfolder import RunFolder
 from ..load import Run
-from ..straggler import UNATTRIBUTED
-from ..withheld import is_withheld
+from ..steps import unmarked
 from .facts import Facts, milliseconds
 from .finding import CannotTell, Finding
+from .lacking import ended, explained, failed, no_rules, unfit, unowned
 from .once import once
 from .rules import rules
 from .thresholds import LIMITS, Thresholds
@@ -35,8 +35,8 @@ def write_diagnosis(folder: RunFolder, run: Run, summary: Mapping[str, Any]) -> 
 
 def diagnose(run: Run, summary: Mapping[str, Any], limits: Thresholds = LIMITS) -> dict[str, Any]:
     """The diagnosis as plain JSON: `verdict`, `findings` (largest first), `cannot_tell`, `reasons` of nulls."""
-    if (why := _unfit(run, limits)) is not None:
-        return _told(run, summary, [], [why], limits)
+    if (why := unfit(run, limits)) is not None:
+        return _told(run, summary, [], [*failed(run), why], limits)
     facts = Facts(run, summary, limits)
     findings, lacks = [], []
     for rule in rules().values():
@@ -47,71 +47,13 @@ def diagnose(run: Run, summary: Mapping[str, Any], limits: Thresholds = LIMITS) 
             findings.append(answer)
         elif isinstance(answer, CannotTell):
             lacks.append(answer)
-    lacks += _beyond_rules(facts)
     told = once(findings, facts)
-    lacks = [_explained(each, told, facts) for each in lacks]
-    return _told(run, summary, [(each, facts) for each in told], lacks, limits)
-
-
-def _explained(lack: CannotTell, told: list[Finding], facts: Facts) -> CannotTell:
-    """`lack`, which decides nothing where a cause that counts may well be what it asks for."""
-    by = [each.label for each in told if facts.counts(each) and lack.label in rules()[each.label].explains]
-    return replace(lack, matters=False, rerun=f"it without {by[0]}, which may be why") if by else lack
-
-
-def _beyond_rules(facts: Facts) -> list[CannotTell]:
-    """What no rule knows of, and a run cannot be called healthy with."""
-    found = []
-    status, seconds = facts.run.status, float(facts.own[UNATTRIBUTED].mean())
-    if status.get("state") == "failed":
-        found.append(
-            CannotTell(
-                label="cannot_tell",
-                lacks=f"the end of the run, which failed: {status.get('cause')}",
-                rerun=f"it once that is mended{': ' + status['hint'] if status.get('hint') else ''}",
-            )
-        )
-    if facts.share(seconds) >= facts.limits.least_share:
-        found.append(
-            CannotTell(
-                label="cannot_tell",
-                lacks=f"what takes {milliseconds(seconds)} a step outside of the loop's phases",
-                rerun="it under a profiler of Python (cProfile, py-spy): logging, callbacks and metrics lie there"
-                if facts.own_loop
-                else "it with --profile-steps 5, and look at the host's thread between the phases",
-            )
-        )
-    return found
-
-
-def _unfit(run: Run, limits: Thresholds) -> CannotTell | None:
-    """Why nothing can be said of a run at all."""
-    config = run.run_json["config"]
-
-    def lack(lacks: str, rerun: str) -> CannotTell:
-        return CannotTell(label="cannot_tell", lacks=lacks, rerun=rerun)
-
-    if run.run_json.get("source") == "imported":
-        return lack("records of steps: this folder was made from traces alone", "run it under scalelab run or a Probe")
-    if is_withheld(run.status):
-        return lack(
-            f"figures of speed, which are withheld: {run.status['cause']}",
-            "it once it trains what it should (docs/sweep.md)",
-        )
-    if config.get("probe") == "off":
-        return lack("phases of a step: the probe was off", "the same run with --probe on")
-    if missing := sorted(set(range(run.run_json["world_size"])) - {rank.rank for rank in run.ranks if len(rank.steps)}):
-        names = ", ".join(f"rank {rank}" for rank in missing[:8])
-        return lack(f"the records of {names}", "the run again; keep every file of ranks/")
-    steps = len(run.complete_steps)
-    if steps < limits.least_steps:
-        state = run.status.get("state")
-        ended = f" (it ended as {state})" if state not in ("finished", None) else ""
-        return lack(
-            f"steps: {steps} measured steps of all ranks{ended}, and {limits.least_steps} are needed",
-            f"the run again with --steps {max(30, 3 * limits.least_steps)}",
-        )
-    return None
+    lacks = [explained(each, told, facts) for each in lacks]
+    seconds = unowned(facts, told)
+    if (rest := no_rules(facts, seconds)) is not None:
+        # Where the wait for batches is not marked, it lies there, and is told there.
+        lacks = [rest, *(each for each in lacks if each.label != "input_bound" or "data" not in unmarked(run))]
+    return _told(run, summary, [(each, facts) for each in told], [*failed(run), *lacks], limits, rest, seconds)
 
 
 def _told(
@@ -120,7 +62,10 @@ def _told(
     findings: list[tuple[Finding, Facts]],
     lacks: list[CannotTell],
     limits: Thresholds,
+    rest: CannotTell | None = None,
+    rest_seconds: float = 0.0,
 ) -> dict[str, Any]:
+    """`rest`: what it is that takes `rest_seconds` a step and that no cause has, where that is much."""
     reasons: dict[str, str] = {}
     usd, why_no_usd = _usd(summary)
     step_seconds = findings[0][1].step_seconds if findings else summary["step_seconds"]["mean"]
@@ -140,17 +85,22 @@ def _told(
         "ci95": first["ci95"] if first else None,
         "usd_per_million_samples": first["usd_per_million_samples"] if first else None,
         "step_seconds": step_seconds,
-        "says": _says(label, lacks),
+        "ended": ended(run),
+        "says": _says(label, lacks, first, rest if first and rest_seconds > (first["headroom_seconds"] or 0) else None),
     }
     for name in ("severity_share", "headroom_seconds", "ci95", "usd_per_million_samples"):
         if verdict[name] is None:
             reasons[f"verdict.{name}"] = _why_null(name, label, first, why_no_usd)
+    if verdict["ended"] is None:
+        reasons["verdict.ended"] = "the run finished"
+    if (overlap := _overlap(rows, step_seconds, limits)) is None:
+        reasons["overlap"] = "each second is counted once"
     return {
         "schema": SCHEMA,
         "run_id": run.run_id,
         "verdict": verdict,
         "findings": rows,
-        "overlap": _overlap(rows, step_seconds, limits),
+        "overlap": overlap,
         "cannot_tell": [asdict(each) for each in lacks],
         "thresholds": asdict(limits),
         "reasons": reasons,
@@ -191,6 +141,7 @@ def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
         "ci95": None if headroom is None or headroom.ci95 is None else list(headroom.ci95),
         "method": finding.why_no_headroom if headroom is None else headroom.method,
         "severity_share": share,
+        "ci95_share": None if headroom is None or headroom.ci95 is None else [*map(facts.share, headroom.ci95)],
         "counted_under": list(finding.counted_under),
         "by_tail": headroom is not None and headroom.by_tail,
         "beyond_seconds": finding.beyond,
@@ -207,12 +158,15 @@ def _usd(summary: Mapping[str, Any]) -> tuple[float | None, str]:
     return usd, reasons.get("cost.usd_per_million_samples", "no price is known")
 
 
-def _says(label: str, lacks: list[CannotTell]) -> str:
+def _says(label: str, lacks: list[CannotTell], first: Mapping[str, Any] | None, rest: CannotTell | None) -> str:
+    """`rest`: what takes longer than the `first` cause, and is no rule's."""
+    if first is not None and rest is not None:
+        return f"more than {first['label']}, and not known: {rest.lacks}; rerun: {rest.rerun}"
     if label == "healthy":
         return f"no cause whose removal would buy {LIMITS.least_share:.0%} of the step"
     if label == "cannot_tell":
-        first = next(each for each in lacks if each.matters)
-        return f"lacks {first.lacks}; rerun: {first.rerun}"
+        lack = next(each for each in lacks if each.matters)
+        return f"lacks {lack.lacks}; rerun: {lack.rerun}"
     return ""
 
 

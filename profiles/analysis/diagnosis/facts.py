@@ -40,6 +40,13 @@ class Facts:
         """The job runs under a loop of its own: options of `scalelab run` are no way to change it."""
         return self.config.get("engine") == "own"
 
+    def again(self, option: str, value: Any) -> str:
+        """How to run it again with `option` of `scalelab run`; where that was given, only its end was lacking."""
+        flag = f"--{option.replace('_', '-')}"
+        if self.config.get(option) not in (None, False, 0, "off"):
+            return f"the run again to its end ({flag} was on)"
+        return f"the run again with {flag}{'' if value is True else f' {value}'}"
+
     @property
     def device(self) -> str:
         return self.config["device"]

@@ -68,7 +68,7 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
             label=label,
             lacks=f"what communication costs the step: {known.why_unknown or known.why_not_split}"
             + ("" if tried is None else f"; {too_noisy(facts, tried)}"),
-            rerun="the run again with --profile-steps 5" + ("" if tried else ", or with --counterfactual"),
+            rerun=facts.again("profile_steps", 5) + ("" if tried else ", or with --counterfactual"),
         )
     free = replace(free, method=f"{free.method}; what ranks wait for late ones is in it, as it cannot be told apart")
     removed = {COMMUNICATION: np.full_like(facts.own_total, free.seconds)}
