@@ -10,52 +10,54 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .units import size
+from .diagnosis_words import beside, bought, buys, costs, first_of, lacking, overlapping, subject
 
 _STYLES = {"healthy": "bold green", "cannot_tell": "bold yellow"}
 
 
 def diagnosis_card(diagnosis: Mapping[str, Any]) -> RenderableType:
     """Verdict, Why, Next, What it would buy; then the other causes, and what could not be told."""
-    verdict, findings = diagnosis["verdict"], diagnosis["findings"]
-    first = next((row for row in findings if row["counts"]), None)
-    parts: list[RenderableType] = [_verdict(verdict)]
+    verdict, first = diagnosis["verdict"], first_of(diagnosis)
+    parts: list[RenderableType] = [*_verdict(verdict)]
     if first is not None:
         parts += _of(first)
-    others = [row for row in findings if row is not first]
+    others = [row for row in diagnosis["findings"] if row is not first]
     if (verified := diagnosis.get("verification")) is not None:
-        parts += [_title("What it bought"), *map(_line, _bought(verified))]
+        parts += [_title("What it bought"), *map(_line, _bought(verified, verdict["label"]))]
     if others:
         parts += [_title("Also"), Padding(_others(others), (0, 0, 0, 2))]
+    parts += [_line(Text(each)) for each in overlapping(diagnosis)]
     if diagnosis["cannot_tell"]:
         parts.append(_title("Cannot tell"))
-        parts += [
-            _line(Text.assemble((row["label"], "bold"), f": lacks {row['lacks']}; rerun: {row['rerun']}"))
-            for row in diagnosis["cannot_tell"]
-        ]
+        parts += [_line(Text.assemble((subject(row), "bold"), f": {lacking(row)}")) for row in diagnosis["cannot_tell"]]
     return Group(*parts)
 
 
 def verdict_line(diagnosis: Mapping[str, Any]) -> str:
     """The verdict and what to do, in one line."""
-    verdict = diagnosis["verdict"]
-    first = next((row for row in diagnosis["findings"] if row["counts"]), None)
+    verdict, first = diagnosis["verdict"], first_of(diagnosis)
+    begin = ": ".join(["diagnosis", *([verdict["ended"]] if verdict.get("ended") else []), verdict["label"]])
     if first is None:
-        return f"diagnosis: {verdict['label']}: {verdict['says']}"
+        return f"{begin}: {verdict['says']}"
     share = "" if not verdict["severity_share"] else f", {verdict['severity_share']:.0%} of the step"
-    return f"diagnosis: {verdict['label']}{share}; next: {first['next']['says']}"
+    says = f"; {verdict['says']}" if verdict["says"] else ""
+    return f"{begin}{share}{says}; next: {first['next']['says']}"
 
 
-def _verdict(verdict: Mapping[str, Any]) -> Text:
+def _verdict(verdict: Mapping[str, Any]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    if verdict.get("ended"):
+        lines.append(Text(verdict["ended"], style="bold yellow"))
     text = Text.assemble(("Verdict  ", "bold"), (verdict["label"], _STYLES.get(verdict["label"], "bold red")))
-    share = verdict["severity_share"]
-    if share:
-        text.append(f"  {share:.0%} of the step")
-    elif verdict["headroom_seconds"] is None and verdict["says"]:
+    told = costs(verdict)
+    if told:
+        text.append(f"  {told}")
+    elif verdict["says"]:
         text.append(f"  {verdict['says']}")
-    if (usd := verdict["usd_per_million_samples"]) is not None:
-        text.append(f", ${usd:.2f} per million samples at stake")
-    return text
+    lines.append(text)
+    if told and verdict["says"]:
+        lines.append(_line(Text(verdict["says"], style="yellow")))
+    return lines
 
 
 def _of(row: Mapping[str, Any]) -> list[RenderableType]:
@@ -65,59 +67,14 @@ def _of(row: Mapping[str, Any]) -> list[RenderableType]:
         _title("Next"),
         _line(Text(row["next"]["says"])),
         _title("What it would buy"),
-        _line(Text(_buys(row))),
+        _line(Text(buys(row))),
     ]
 
 
-def _buys(row: Mapping[str, Any]) -> str:
-    if row["headroom_seconds"] is None:
-        return f"no time: {row['method']}"
-    spread = "" if row["ci95"] is None else f" [{row['ci95'][0] * 1e3:.1f}, {row['ci95'][1] * 1e3:.1f}]"
-    return f"{row['headroom_seconds'] * 1e3:.1f}{spread} ms a step, {row['severity_share']:.0%} of it ({row['method']})"
-
-
-def _bought(row: Mapping[str, Any]) -> list[Text]:
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["options"].items())
-    share, bounds, less = row["saved_share"], row["ci95"], "less"
-    if share < 0:
-        share, bounds, less = -share, None if bounds is None else [-bounds[1], -bounds[0]], "more"
-    spread = "" if bounds is None else f" [{bounds[0]:.0%}, {bounds[1]:.0%}]"
+def _bought(row: Mapping[str, Any], label: str) -> list[Text]:
     style = "bold green" if row["verdict"] == "faster" else "bold yellow"
-    amount = (
-        f"{share:.0%}{spread} {less} time a {row['per']} ({row['counts']}), {row['rounds']} runs of each side, in turn"
-    )
-    lines = [Text.assemble((row["verdict"], style), f" with {options}: {amount}")]
-    if (why := row["reasons"].get("verdict")) is not None:
-        lines.append(Text(why))
-    if row["cause_share"] is not None:
-        ci95 = row["cause_ci95"]
-        spread = "" if ci95 is None else f" [{ci95[0]:.0%}, {ci95[1]:.0%}]"
-        lines.append(
-            Text(f"removing {row['label']} altogether was said to buy {row['cause_share']:.0%}{spread} of a step")
-        )
-    if row["verdict"] == "cannot tell" and why is None:
-        more = "more rounds" if row["needed"] is None else f"--rounds {row['needed']}"
-        if row["needed"] is None or row["needed"] > row["rounds"]:
-            lines.append(Text(f"{more} would tell an effect of 5 %"))
-    if row["label"] == "memory_pressure" and (memory := row.get("peak_memory")) is not None:
-        whole = "the fullest rank's process" if memory["of"] == "rss_peak_bytes" else "the fullest card"
-        lines.append(Text(f"{whole} held {size(memory['before_bytes'])}, and {size(memory['after_bytes'])} with it"))
-    if (learns := row["learns"]) is not None:
-        lines.append(Text(_learns(learns)))
-    elif row["decides_learning"]:
-        lines.append(Text(f"how well it learns is not known: {row['reasons']['learns']}"))
-    return lines
-
-
-def _learns(row: Mapping[str, Any]) -> str:
-    spread = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.1%}, {row['ci95'][1]:+.1%}]"
-    how = (
-        "whether it learns as well cannot be told" if row["verdict"] == "cannot tell" else f"it learns {row['verdict']}"
-    )
-    return (
-        f"{how}: loss {row['loss_after']:.4g} against {row['loss_before']:.4g} after {row['samples']} samples, "
-        f"{row['higher_share']:+.1%}{spread}"
-    )
+    amount, *rest = bought(row, label)
+    return [Text.assemble((row["verdict"], style), amount), *map(Text, rest)]
 
 
 def _others(rows: list[Mapping[str, Any]]) -> Table:
@@ -125,8 +82,8 @@ def _others(rows: list[Mapping[str, Any]]) -> Table:
     for _ in range(3):
         table.add_column()
     for row in rows:
-        share = "-" if row["severity_share"] is None else f"{row['severity_share']:.0%}"
-        table.add_row(row["label"], share, Text(row["next"]["says"], style="dim"))
+        label, share, says = beside(row)
+        table.add_row(label, share, Text(says, style="dim"))
     return table
 
 

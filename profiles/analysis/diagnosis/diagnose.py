@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
-
-import numpy as np
 
 from ...runfolder import RunFolder
 from ..load import Run
-from ..straggler import UNATTRIBUTED
-from ..withheld import is_withheld
+from ..steps import unmarked
 from .facts import Facts, milliseconds
-from .finding import CannotTell, Finding, Headroom
+from .finding import CannotTell, Finding
+from .lacking import ended, explained, failed, no_rules, unfit, unowned
+from .once import once
 from .rules import rules
 from .thresholds import LIMITS, Thresholds
 
@@ -36,8 +35,8 @@ def write_diagnosis(folder: RunFolder, run: Run, summary: Mapping[str, Any]) -> 
 
 def diagnose(run: Run, summary: Mapping[str, Any], limits: Thresholds = LIMITS) -> dict[str, Any]:
     """The diagnosis as plain JSON: `verdict`, `findings` (largest first), `cannot_tell`, `reasons` of nulls."""
-    if (why := _unfit(run, limits)) is not None:
-        return _told(run, summary, [], [why], limits)
+    if (why := unfit(run, limits)) is not None:
+        return _told(run, summary, [], [*failed(run), why], limits)
     facts = Facts(run, summary, limits)
     findings, lacks = [], []
     for rule in rules().values():
@@ -48,105 +47,13 @@ def diagnose(run: Run, summary: Mapping[str, Any], limits: Thresholds = LIMITS) 
             findings.append(answer)
         elif isinstance(answer, CannotTell):
             lacks.append(answer)
-    lacks += _beyond_rules(facts)
     told = once(findings, facts)
-    # Whose seconds a cause that counts explains is not looked for.
-    explained = {label for each in told if facts.counts(each) for label in rules()[each.label].explains}
-    lacks = [each for each in lacks if each.label not in explained]
-    return _told(run, summary, [(each, facts) for each in told], lacks, limits)
-
-
-def _beyond_rules(facts: Facts) -> list[CannotTell]:
-    """What no rule knows of, and a run cannot be called healthy with."""
-    found = []
-    status, seconds = facts.run.status, float(facts.own[UNATTRIBUTED].mean())
-    if status.get("state") == "failed":
-        found.append(
-            CannotTell(
-                label="cannot_tell",
-                lacks=f"the end of the run, which failed: {status.get('cause')}",
-                rerun=f"it once that is mended{': ' + status['hint'] if status.get('hint') else ''}",
-            )
-        )
-    if facts.share(seconds) >= facts.limits.least_share:
-        found.append(
-            CannotTell(
-                label="cannot_tell",
-                lacks=f"what takes {milliseconds(seconds)} a step outside of the loop's phases",
-                rerun="it under a profiler of Python (cProfile, py-spy): logging, callbacks and metrics lie there"
-                if facts.own_loop
-                else "it with --profile-steps 5, and look at the host's thread between the phases",
-            )
-        )
-    return found
-
-
-def _unfit(run: Run, limits: Thresholds) -> CannotTell | None:
-    """Why nothing can be said of a run at all."""
-    config = run.run_json["config"]
-
-    def lack(lacks: str, rerun: str) -> CannotTell:
-        return CannotTell(label="cannot_tell", lacks=lacks, rerun=rerun)
-
-    if run.run_json.get("source") == "imported":
-        return lack("records of steps: this folder was made from traces alone", "run it under scalelab run or a Probe")
-    if is_withheld(run.status):
-        return lack(
-            f"figures of speed, which are withheld: {run.status['cause']}",
-            "it once it trains what it should (docs/sweep.md)",
-        )
-    if config.get("probe") == "off":
-        return lack("phases of a step: the probe was off", "the same run with --probe on")
-    if missing := sorted(set(range(run.run_json["world_size"])) - {rank.rank for rank in run.ranks if len(rank.steps)}):
-        names = ", ".join(f"rank {rank}" for rank in missing[:8])
-        return lack(f"the records of {names}", "the run again; keep every file of ranks/")
-    steps = len(run.complete_steps)
-    if steps < limits.least_steps:
-        state = run.status.get("state")
-        ended = f" (it ended as {state})" if state not in ("finished", None) else ""
-        return lack(
-            f"steps: {steps} measured steps of all ranks{ended}, and {limits.least_steps} are needed",
-            f"the run again with --steps {max(30, 3 * limits.least_steps)}",
-        )
-    return None
-
-
-def once(findings: list[Finding], facts: Facts) -> list[Finding]:
-    """Findings, in the order of `rules`, with the seconds that two of them take counted under the first: a cause has at
-    most what those before it left of a phase, and none of what one of them `explains`."""
-    found: list[Finding] = []
-    lefts: list[tuple[str, dict[str, np.ndarray]]] = []
-    for finding in findings:
-        left = {}
-        for phase, seconds in finding.removed.items():
-            takers = [(label, each[phase]) for label, each in lefts if phase in each]
-            # One that gives seconds to other ranks (below zero) makes up for those as well.
-            explained = sum(
-                (each - np.minimum(each.min(axis=0), 0.0) for label, each in takers
-                 if finding.label in rules()[label].explains),
-                np.zeros(()),
-            )  # fmt: skip
-            rest = seconds - explained
-            if phase in facts.own:
-                taken = sum((np.maximum(each, 0.0) for _, each in takers), np.zeros(()))
-                rest = np.minimum(rest, facts.own[phase] - taken)
-            left[phase] = np.where(seconds > 0, np.maximum(rest, 0.0), seconds)
-        lefts.append((finding.label, left))
-        found.append(_reduced(finding, left, facts))
-    return found
-
-
-def _reduced(finding: Finding, left: Mapping[str, np.ndarray], facts: Facts) -> Finding:
-    """`finding` with what is left of its seconds, where that is much less than it took alone."""
-    if finding.headroom is None or not finding.removed:
-        return finding
-    before, own = float(facts.saved(finding.removed).mean()), finding.headroom
-    part = max(0.0, float(facts.saved(left).mean()) / before) if before > 0 else 1.0
-    if part >= facts.limits.taken_twice:
-        return finding
-    ci95 = None if own.ci95 is None else (part * own.ci95[0], part * own.ci95[1])
-    method = f"{own.method}; {1 - part:.0%} of it is counted under a more particular cause"
-    return replace(finding, headroom=Headroom(seconds=part * own.seconds, ci95=ci95, method=method))
+    lacks = [explained(each, told, facts) for each in lacks]
+    seconds = unowned(facts, told)
+    if (rest := no_rules(facts, seconds)) is not None:
+        # Where the wait for batches is not marked, it lies there, and is told there.
+        lacks = [rest, *(each for each in lacks if each.label != "input_bound" or "data" not in unmarked(run))]
+    return _told(run, summary, [(each, facts) for each in told], [*failed(run), *lacks], limits, rest, seconds)
 
 
 def _told(
@@ -155,11 +62,15 @@ def _told(
     findings: list[tuple[Finding, Facts]],
     lacks: list[CannotTell],
     limits: Thresholds,
+    rest: CannotTell | None = None,
+    rest_seconds: float = 0.0,
 ) -> dict[str, Any]:
+    """`rest`: what it is that takes `rest_seconds` a step and that no cause has, where that is much."""
     reasons: dict[str, str] = {}
     usd, why_no_usd = _usd(summary)
+    step_seconds = findings[0][1].step_seconds if findings else summary["step_seconds"]["mean"]
     rows = [_row(finding, facts, usd) for finding, facts in findings]
-    rows = [row for row in rows if row["headroom_seconds"] is None or row["severity_share"] >= limits.shown_share]
+    rows = [row for row in rows if _shown(row, step_seconds, limits)]
     rows.sort(key=lambda row: (not row["counts"], -(row["headroom_seconds"] or 0.0)))
     for index, row in enumerate(rows):
         if row["usd_per_million_samples"] is None:
@@ -173,21 +84,49 @@ def _told(
         "headroom_seconds": first["headroom_seconds"] if first else None,
         "ci95": first["ci95"] if first else None,
         "usd_per_million_samples": first["usd_per_million_samples"] if first else None,
-        "step_seconds": findings[0][1].step_seconds if findings else summary["step_seconds"]["mean"],
-        "says": _says(label, lacks),
+        "step_seconds": step_seconds,
+        "ended": ended(run),
+        "says": _says(label, lacks, first, rest if first and rest_seconds > (first["headroom_seconds"] or 0) else None),
     }
     for name in ("severity_share", "headroom_seconds", "ci95", "usd_per_million_samples"):
         if verdict[name] is None:
             reasons[f"verdict.{name}"] = _why_null(name, label, first, why_no_usd)
+    if verdict["ended"] is None:
+        reasons["verdict.ended"] = "the run finished"
+    if (overlap := _overlap(rows, step_seconds, limits)) is None:
+        reasons["overlap"] = "each second is counted once"
     return {
         "schema": SCHEMA,
         "run_id": run.run_id,
         "verdict": verdict,
         "findings": rows,
+        "overlap": overlap,
         "cannot_tell": [asdict(each) for each in lacks],
         "thresholds": asdict(limits),
         "reasons": reasons,
     }
+
+
+def _shown(row: Mapping[str, Any], step_seconds: float, limits: Thresholds) -> bool:
+    """A cause that is worth a line; so is one that would be a verdict, had no other taken its seconds."""
+    if row["headroom_seconds"] is None or (row["counted_under"] and row["alone_share"] >= limits.least_share):
+        return True
+    # Of what blocks of the tail say, and no breakdown, noise is the larger part.
+    surely = row["ci95"][0] / step_seconds if row["by_tail"] and row["severity_share"] < limits.least_share else 1.0
+    return row["severity_share"] >= limits.shown_share and surely >= limits.shown_share
+
+
+def _overlap(rows: list[dict[str, Any]], step_seconds: float, limits: Thresholds) -> str | None:
+    """Which of the shares may overlap: seconds of the tail that lie where the breakdown has other causes'."""
+    found = [row for row in rows if row["beyond_seconds"] >= limits.shown_share * step_seconds]
+    if not found or len(rows) == 1:
+        return None
+    parts = ", ".join(f"{milliseconds(row['beyond_seconds'])} of {row['label']}" for row in found)
+    total = sum(row["severity_share"] or 0.0 for row in rows)
+    return (
+        f"{parts}, measured by taking it away, lie outside of where a step spends time on it (cores are free for "
+        f"the rest then), and may be in other causes' shares too: together the shares say {total:.0%}"
+    )
 
 
 def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
@@ -202,6 +141,11 @@ def _row(finding: Finding, facts: Facts, usd: float | None) -> dict[str, Any]:
         "ci95": None if headroom is None or headroom.ci95 is None else list(headroom.ci95),
         "method": finding.why_no_headroom if headroom is None else headroom.method,
         "severity_share": share,
+        "ci95_share": None if headroom is None or headroom.ci95 is None else [*map(facts.share, headroom.ci95)],
+        "counted_under": list(finding.counted_under),
+        "by_tail": headroom is not None and headroom.by_tail,
+        "beyond_seconds": finding.beyond,
+        "alone_share": share if finding.alone is None else facts.share(finding.alone.seconds),
         "usd_per_million_samples": None if usd is None or share is None else usd * share,
     }
 
@@ -214,12 +158,15 @@ def _usd(summary: Mapping[str, Any]) -> tuple[float | None, str]:
     return usd, reasons.get("cost.usd_per_million_samples", "no price is known")
 
 
-def _says(label: str, lacks: list[CannotTell]) -> str:
+def _says(label: str, lacks: list[CannotTell], first: Mapping[str, Any] | None, rest: CannotTell | None) -> str:
+    """`rest`: what takes longer than the `first` cause, and is no rule's."""
+    if first is not None and rest is not None:
+        return f"more than {first['label']}, and not known: {rest.lacks}; rerun: {rest.rerun}"
     if label == "healthy":
         return f"no cause whose removal would buy {LIMITS.least_share:.0%} of the step"
     if label == "cannot_tell":
-        first = next(each for each in lacks if each.matters)
-        return f"lacks {first.lacks}; rerun: {first.rerun}"
+        lack = next(each for each in lacks if each.matters)
+        return f"lacks {lack.lacks}; rerun: {lack.rerun}"
     return ""
 
 

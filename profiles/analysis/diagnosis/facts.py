@@ -20,7 +20,6 @@ from .thresholds import LIMITS, Thresholds
 from .traced import trace_mean
 
 CRITICAL_PATH = "the slowest rank's own time in each measured step with and without it"
-COUNTERFACTUAL = "steps of this run with and without it, in turn"
 SUM = "what it took of the measured steps"
 
 
@@ -40,6 +39,13 @@ class Facts:
     def own_loop(self) -> bool:
         """The job runs under a loop of its own: options of `scalelab run` are no way to change it."""
         return self.config.get("engine") == "own"
+
+    def again(self, option: str, value: Any) -> str:
+        """How to run it again with `option` of `scalelab run`; where that was given, only its end was lacking."""
+        flag = f"--{option.replace('_', '-')}"
+        if self.config.get(option) not in (None, False, 0, "off"):
+            return f"the run again to its end ({flag} was on)"
+        return f"the run again with {flag}{'' if value is True else f' {value}'}"
 
     @property
     def device(self) -> str:
@@ -137,14 +143,6 @@ class Facts:
 
         half = float(stats.t.ppf(0.975, count - 1) * stats.sem(seconds)) * count / steps
         return Headroom(seconds=total, ci95=(max(0.0, total - half), total + half), method=SUM)
-
-    def counterfactual(self, cause: str) -> Headroom | None:
-        """What the tail of the run says that a step saves without `cause`."""
-        row = (self.summary.get("counterfactual") or {}).get(cause)
-        if row is None:
-            return None
-        low, high = row["ci95"]
-        return Headroom(seconds=row["headroom_seconds"], ci95=(low, high), method=COUNTERFACTUAL)
 
     def spread(self, seconds: np.ndarray) -> dict[str, np.ndarray]:
         """`seconds` of each rank and step, laid to its phases in proportion to their length: in which of them they fell

@@ -61,12 +61,20 @@ def _diagnosis(folder: RunFolder) -> tuple[dict[str, Any] | None, str | None]:
 def _is_diagnosis(found: Any) -> bool:
     """Whether what is read of it is there."""
     try:
-        texts = [found["verdict"]["label"]]
+        verdict = found["verdict"]
+        texts, numbers = [verdict["label"], verdict["says"]], [verdict["severity_share"]]
+        numbers.append(verdict["usd_per_million_samples"])
         for finding in found["findings"]:
+            texts += [finding[name] for name in ("label", "method")]
             texts += [finding["next"]["says"], *(each["says"] for each in finding["evidence"])]
+            numbers += [finding[name] for name in ("headroom_seconds", "severity_share")]
+            numbers += finding["ci95"] or []
+        for lack in found["cannot_tell"]:
+            texts += [lack[name] for name in ("label", "lacks", "rerun")]
     except (KeyError, TypeError, IndexError):
         return False
-    return all(isinstance(each, str) for each in texts)
+    known = (each for each in numbers if each is not None)
+    return all(isinstance(each, str) for each in texts) and all(isinstance(each, int | float) for each in known)
 
 
 def _failure(folder: RunFolder, status: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import units
-from ..section import Paragraph, Section
+from ...diagnosis_words import beside, bought, buys, costs, first_of, lacking, overlapping, subject
+from ..section import Block, Column, Paragraph, Section, Table
 from ..words import CAUSES, DEVICE, phase, why
 
 PLACE = 0
@@ -14,6 +15,7 @@ MORE_THAN_TRACES = (
     "Traces tell where the time went, not what removing a cause would buy: that takes records of steps, which "
     "scalelab run writes, and a Probe in a job's own loop."
 )
+_ALSO = (("also", "label"), ("of the step", "severity_share"), ("what to do", "next"))
 
 
 def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
@@ -26,14 +28,16 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     elif not verdict["finished"]:
         title, tone = _ended(facts), "bad"
     else:
-        title, tone = _finished(summary), "warning" if verdict["straggler"] or summary["damage"] else "good"
+        title, tone = _finished(summary), "good" if _well(summary, pictures) else "warning"
     if summary["source"] == "imported":
         lines = [_device(summary, verdict["device"]), MORE_THAN_TRACES]
     else:
         lines = [] if verdict["finished"] else _why_ended(facts)
         lines += [*_time(summary, verdict), *_next(verdict, facts)]
-    blocks = [Paragraph(f"Damaged: {line}.", "warning") for line in summary["damage"]]
+    blocks: list[Block] = [Paragraph(f"Damaged: {line}.", "warning") for line in summary["damage"]]
     blocks += [Paragraph(line) for line in lines]
+    if facts["diagnosis"] is not None and summary["source"] != "imported":
+        blocks += _diagnosis(facts["diagnosis"])
     if summary["oversubscribed"]:
         blocks.append(
             Paragraph(
@@ -44,6 +48,14 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         )
     blocks += [Paragraph(note, "note") for note in facts["notes"]]
     return Section("verdict", title, blocks, box=True, tone=tone, short="Verdict")
+
+
+def _well(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> bool:
+    """Whether nothing in the box is to be heeded: what is green is read no further."""
+    diagnosis = pictures["facts"]["diagnosis"]
+    healthy = diagnosis is None or diagnosis["verdict"]["label"] == "healthy"
+    heeded = pictures["verdict"]["straggler"] or summary["oversubscribed"] or summary["damage"]
+    return healthy and not heeded
 
 
 def _finished(summary: Mapping[str, Any]) -> str:
@@ -104,9 +116,9 @@ def _time(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _next(verdict: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """What to do first: the diagnosis's word where there is one, else what taking a cause away was seen to save."""
-    if (diagnosis := facts["diagnosis"]) is not None:
-        return _diagnosis(diagnosis)
+    """What to do first where no diagnosis tells: what taking a cause away was seen to save."""
+    if facts["diagnosis"] is not None:
+        return []
     if (best := verdict["headroom"]) is not None:
         spread = units.interval(best["ci95"], 1e3, "ms")
         share = "" if best["share"] is None else f", {units.percent(best['share'])} of it"
@@ -121,11 +133,23 @@ def _next(verdict: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     return [told, "No diagnosis was run."]
 
 
-def _diagnosis(diagnosis: Mapping[str, Any]) -> list[str]:
-    verdict = diagnosis["verdict"]
-    lines = [f"Diagnosis: {verdict['label']}. {verdict.get('says') or ''}".strip()]
-    # Others cost too little, or too unsurely, to act on; the card of `scalelab diagnose` has them.
-    for finding in [each for each in diagnosis["findings"] if each.get("counts")][:1]:
-        lines += [each["says"] for each in finding["evidence"]]
-        lines.append(f"Next: {finding['next']['says']}")
-    return lines
+def _diagnosis(diagnosis: Mapping[str, Any]) -> list[Block]:
+    """All that the card of `scalelab diagnose` says."""
+    verdict, first = diagnosis["verdict"], first_of(diagnosis)
+    told = costs(verdict)
+    lines = [verdict["ended"]] if verdict.get("ended") else []
+    lines.append(f"Diagnosis: {verdict['label']}{f', {told}' if told else ''}. {verdict['says']}".strip())
+    if first is not None:
+        lines += [each["says"] for each in first["evidence"]]
+        lines += [f"Next: {first['next']['says']}", f"What it would buy: {buys(first)}"]
+    if (verified := diagnosis.get("verification")) is not None:
+        amount, *rest = bought(verified, verdict["label"])
+        lines += [f"What it bought: {verified['verdict']}{amount}", *rest]
+    blocks: list[Block] = [Paragraph(line) for line in lines]
+    if others := [row for row in diagnosis["findings"] if row is not first]:
+        columns = [Column(title, name, numeric=False) for title, name in _ALSO]
+        blocks.append(Table("also", "Other causes, the largest first", columns, [beside(row) for row in others]))
+    blocks += [Paragraph(each, "note") for each in overlapping(diagnosis)]
+    if lacks := diagnosis["cannot_tell"]:
+        blocks += [Paragraph(f"Cannot tell, {subject(row)}: {lacking(row)}", "note") for row in lacks]
+    return blocks

@@ -48,7 +48,8 @@ def test_a_run_that_failed_is_not_called_healthy() -> None:
     run.status.update(state="failed", cause="rank 1: CUDA out of memory", hint="lower --micro-batch")
     found = told(run)
     assert found["verdict"]["label"] == "cannot_tell"
-    assert "CUDA out of memory" in found["verdict"]["says"]
+    assert "CUDA out of memory" in found["verdict"]["ended"]
+    assert "lower --micro-batch" in found["verdict"]["says"]
 
 
 @pytest.mark.parametrize("every", [10, 18])

@@ -12,6 +12,7 @@ from ...communication import of_as_many
 from ...load import Run
 from ..facts import Facts
 from ..finding import COMMUNICATION, CannotTell, Headroom
+from ..tailed import noisy, tail, too_noisy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,14 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
         blocked = known.split.transfer + known.split.queued
         removed = {COMMUNICATION: blocked}
         headroom = facts.headroom(removed)
-        free = facts.counterfactual("free_wire")
-        if free is not None and free.ci95 is not None:
+        free = tail(facts, "free_wire")
+        if free is not None and noisy(facts, free):
+            headroom = replace(headroom, method=f"{headroom.method}; {too_noisy(facts, free)}")
+        elif free is not None and free.ci95 is not None:
             waiting = float(known.split.waiting.mean())
             low, high = free.ci95
-            headroom = Headroom(
+            headroom = replace(
+                free,
                 seconds=free.seconds - waiting,
                 ci95=(low - waiting, high - waiting),
                 method=f"{free.method}, on a wire that takes no time, less what ranks wait for late ones",
@@ -50,7 +54,8 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
         return Cost(
             headroom=headroom, removed=removed, latency_share=share, calls=calls, bytes_per_step=payload, how=how
         )
-    free, trace = facts.counterfactual("free_wire"), facts.trace_mean
+    tried, trace = tail(facts, "free_wire"), facts.trace_mean
+    free = None if tried is None or noisy(facts, tried) else tried
     if free is None and trace is not None:
         seconds, spread = min(trace["exposed_communication_seconds"], facts.step_seconds), trace["spread"]
         free = Headroom(
@@ -61,8 +66,9 @@ def cost(facts: Facts, label: str) -> Cost | CannotTell:
     if free is None:
         return CannotTell(
             label=label,
-            lacks=f"what communication costs the step: {known.why_unknown or known.why_not_split}",
-            rerun="the run again with --profile-steps 5, or with --counterfactual",
+            lacks=f"what communication costs the step: {known.why_unknown or known.why_not_split}"
+            + ("" if tried is None else f"; {too_noisy(facts, tried)}"),
+            rerun=facts.again("profile_steps", 5) + ("" if tried else ", or with --counterfactual"),
         )
     free = replace(free, method=f"{free.method}; what ranks wait for late ones is in it, as it cannot be told apart")
     removed = {COMMUNICATION: np.full_like(facts.own_total, free.seconds)}

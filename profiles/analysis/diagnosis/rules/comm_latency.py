@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..facts import Facts, milliseconds
-from ..finding import Answer, CannotTell, Evidence, Finding, Headroom, Remedy
+from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
 from ._comm import cost
 from ._contract import Rule
 
@@ -34,7 +36,7 @@ def find(facts: Facts) -> Answer:
         label="comm_latency",
         evidence=evidence,
         remedy=_remedy(facts),
-        headroom=Headroom(seconds=whole.seconds * share, ci95=ci95, method=f"{whole.method}, times that share"),
+        headroom=replace(whole, seconds=whole.seconds * share, ci95=ci95, method=f"{whole.method}, times that share"),
         removed={phase: seconds * share for phase, seconds in found.removed.items()},
     )
 

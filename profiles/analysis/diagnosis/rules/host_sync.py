@@ -18,14 +18,14 @@ def find(facts: Facts) -> Answer:
             return CannotTell(
                 label="host_sync",
                 lacks="where the host waits for the device: no step was followed, and none was traced",
-                rerun="the run again with --profile-steps 5",
+                rerun=facts.again("profile_steps", 5),
             )
         if not lines:
             return None
         return CannotTell(
             label="host_sync",
             lacks=f"what the host's waits cost ({_named(lines)}), which only a profiler's trace tells",
-            rerun="the run again with --profile-steps 5",
+            rerun=facts.again("profile_steps", 5),
         )
     lines, seconds = lines or [], trace["after_sync_seconds"]
     evidence = [

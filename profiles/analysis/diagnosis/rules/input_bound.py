@@ -7,6 +7,7 @@ import numpy as np
 from ...steps import unmarked
 from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
+from ..tailed import tail_or
 from ._contract import Rule
 
 
@@ -18,7 +19,7 @@ def find(facts: Facts) -> Answer:
             rerun="it with probe.batches(loader)",
         )
     removed = {"data": facts.own["data"]}
-    headroom = facts.counterfactual("cached_batch") or facts.headroom(removed)
+    headroom = tail_or(facts, "cached_batch", removed)
     data = facts.own["data"]
     worst, seconds = facts.ranks_by(data.mean(axis=1))[0]
     evidence = [

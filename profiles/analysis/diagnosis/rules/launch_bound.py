@@ -22,7 +22,7 @@ def _on_host(facts: Facts) -> Answer:
         return CannotTell(
             label="launch_bound",
             lacks="how many operators a step calls",
-            rerun="the run again with --memory-step on, which counts them",
+            rerun=_recount(facts),
             matters=False,
         )
     calls, each = counted
@@ -47,6 +47,12 @@ def _on_host(facts: Facts) -> Answer:
     )
 
 
+def _recount(facts: Facts) -> str:
+    if facts.own_loop:
+        return "the model under scalelab run, which counts them"
+    return f"{facts.again('memory_step', 'on')}, which counts them"
+
+
 def _on_device(facts: Facts) -> Answer:
     """On CUDA the device idles while the host has not launched what comes next."""
     trace = facts.trace_mean
@@ -54,7 +60,7 @@ def _on_device(facts: Facts) -> Answer:
         return CannotTell(
             label="launch_bound",
             lacks="why the device was idle, which only a profiler's trace tells",
-            rerun="the run again with --profile-steps 5",
+            rerun=facts.again("profile_steps", 5),
         )
     idle = trace["not_launched_seconds"] + trace["launching_seconds"] - trace["loading_seconds"]
     idle = max(0.0, idle - trace["after_sync_seconds"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...steps import unmarked
 from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
+from ..tailed import tail_or
 from ._contract import Rule, larger_batch
 
 
@@ -34,7 +35,7 @@ def find(facts: Facts) -> Answer:
         label="optimizer_bound",
         evidence=tuple(evidence),
         remedy=_remedy(facts),
-        headroom=facts.counterfactual("no_optimizer") or facts.headroom(removed),
+        headroom=tail_or(facts, "no_optimizer", removed),
         removed=removed,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..facts import Facts, milliseconds
 from ..finding import Answer, CannotTell, Evidence, Finding, Remedy
+from ..tailed import tail_or
 from ._contract import Rule
 
 
@@ -50,7 +51,7 @@ def find(facts: Facts) -> Answer:
             else "memory has no room for more activations: a smaller --micro-batch, or a strategy that shards more",
             options=options,
         ),
-        headroom=facts.counterfactual("no_recompute") or facts.headroom(removed),
+        headroom=tail_or(facts, "no_recompute", removed),
         removed=removed,
     )
 

@@ -28,7 +28,7 @@ def find(facts: Facts) -> Answer:
         return CannotTell(
             label="straggler_rank",
             lacks=f"which rank comes last to the collectives: {known.why_unknown or known.why_not_split}",
-            rerun="--profile-steps 5 shows each rank's communication in its trace",
+            rerun=f"{facts.again('profile_steps', 5)}, whose trace shows each rank's communication",
         )
     found = find_straggler(facts.run, known.exposed, known.split.last)
     waiting = known.split.waiting.mean(axis=1)
@@ -88,7 +88,7 @@ def _by_turns(facts: Facts, waiting: float) -> CannotTell | None:
     return CannotTell(
         label="straggler_rank",
         lacks=f"why ranks wait {milliseconds(waiting)} a step for late ones, as no one rank is late",
-        rerun="the run again with --profile-steps 5, and look at the ranks side by side in the merged trace",
+        rerun=f"{facts.again('profile_steps', 5)}, and look at the ranks side by side in the merged trace",
     )
 
 
