@@ -167,7 +167,7 @@ def test_a_disk_that_is_full_ends_no_job(
         raise OutputError("the disk is full", hint="make room")
 
     epoch(alone)
-    monkeypatch.setattr(alone[0], "_append", full)
+    monkeypatch.setattr(alone[0]._own, "_append", full)
     epoch(alone)
     epoch(alone)
     alone[0].close()
