@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed, nn
 
+from ..profiles.analysis.load import NO_OWN_STEP
 from ..profiles.capture import probe as capture
 from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.group import record_default_group
@@ -32,7 +33,7 @@ from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
 from .assemble import ended, start_record
 from .own_folder import OwnFolder, what_ended_the_process
-from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, share_folder
+from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, say, share_folder
 
 WARMUP_STEPS = 5
 
@@ -69,8 +70,12 @@ class Probe:
         self._warmup = warmup
         self._index = 0
         self._samples = 0
+        # Batches drawn outside of a step since the last one.
+        self._unused = 0
+        self._told = False
         self._open: AbstractContextManager[None] | None = None
         self._inside = False
+        self._unused = 0
         # What lies before the next step is no part of it: a loader came to its end, or a step failed.
         self._apart = False
         self._failing = False
@@ -116,6 +121,7 @@ class Probe:
                 except StopIteration:
                     break
             self._samples += samples(batch)
+            self._unused += not self._inside
             try:
                 yield batch
             except GeneratorExit:  # the loop was left before the loader's end
@@ -129,8 +135,13 @@ class Probe:
     def event(self, kind: Literal["evaluation", "checkpoint"]) -> Iterator[None]:
         """Around an evaluation or a checkpoint between two steps: its time is in no step. It must not draw from
         `batches`."""
-        if self._open is not None:
+        if self._inside:
             raise ValueError("Probe.event: a step is open; evaluate and save between steps")
+        if self._open is not None:  # a batch was drawn: the wait for it becomes the event's
+            samples = self._samples
+            self._drop()
+            self._samples = samples
+            self._say_that_none_was_made()
         apart, failed = self._apart, True
         self._set_apart()
         try:
@@ -179,6 +190,8 @@ class Probe:
             return
         self._closed = True
         atexit.unregister(self._end_alone)
+        if not self._failing:
+            self._say_that_none_was_made()
         self._drop()
         self._seams.remove()
         self._probe.close()
@@ -188,6 +201,12 @@ class Probe:
         if together and not self._failing and self._rank.world_size > 1 and distributed.is_initialized():
             distributed.barrier()
         self._own.report(at_exit=not together)
+
+    def _say_that_none_was_made(self) -> None:
+        """Once, where batches were drawn for steps of which none came."""
+        if self._index == 0 and self._unused > 1 and not self._told:
+            self._told = True
+            say(NO_OWN_STEP)
 
     def _begin(self) -> None:
         if self._open is None:

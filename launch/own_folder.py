@@ -1,4 +1,4 @@
-"""The run folder of a job under its own loop, seen from one of its ranks: what is written there must not end the job."""
+"""The run folder of a job under its own loop, seen from one of its ranks: writing to it ends no job."""
 
 from __future__ import annotations
 

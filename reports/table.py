@@ -149,7 +149,7 @@ def _memory(summary: Mapping[str, Any]) -> Group:
 
 
 def _rest(summary: Mapping[str, Any]) -> list[Text]:
-    lines = [f"{name} is not known: {why}" for name, why in _unknown_phases(summary)]
+    lines = [f"{names} {'are' if ',' in names else 'is'} not known: {why}" for why, names in _unknown_phases(summary)]
     throughput, steps = summary["throughput"], summary["steps"]
     if throughput["samples_per_second"] is not None:
         spread = _interval(throughput["ci95"], 1, "")
@@ -222,7 +222,12 @@ def _efficiency(summary: Mapping[str, Any]) -> str:
 
 
 def _unknown_phases(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, summary["reasons"][f"phases.{name}"]) for name, row in summary["phases"].items() if row is None]
+    """Each reason, and the phases that are not known for it."""
+    found: dict[str, list[str]] = {}
+    for name, row in summary["phases"].items():
+        if row is None:
+            found.setdefault(summary["reasons"][f"phases.{name}"], []).append(name)
+    return [(why, ", ".join(names)) for why, names in found.items()]
 
 
 def _interval(bounds: list[float] | None, scale: float, unit: str) -> str:

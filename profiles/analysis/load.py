@@ -76,6 +76,9 @@ class HostTelemetry:
     unreadable: int
 
 
+NO_OWN_STEP = "no step was recorded: `with probe.step():` is missing"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run left: its config and environment, how it ended, and every rank's records."""
@@ -100,6 +103,9 @@ class Run:
     def why_no_step(self) -> str:
         """Why no measured step is known that every rank finished."""
         if not self.missing_ranks:
+            own = self.run_json["config"].get("engine") == "own" and self.status.get("state") == "finished"
+            if own and not any(len(rank.steps.measured) for rank in self.ranks):
+                return NO_OWN_STEP
             off = self.run_json["config"].get("probe") == "off"
             return "--probe off records no step" if off else "no measured step was recorded"
         names = ", ".join(map(str, self.missing_ranks[:8])) + (" and others" if len(self.missing_ranks) > 8 else "")
