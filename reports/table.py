@@ -83,10 +83,11 @@ def _communication(summary: Mapping[str, Any]) -> list[Text]:
         lines.append(f"why communication was exposed is not known: {summary['reasons']['comm.waiting_seconds']}")
     if comm["alone_seconds"] is not None:
         of, share = summary["calibration"], comm["bus_bandwidth_share"]
+        doubts = "".join(f"; {doubt}" for doubt in of["doubts"])
         here = "" if share is None else f"; here they had {share:.0%} of that bus bandwidth"
         lines.append(
             f"on this machine at rest they take {_ms(comm['alone_seconds'])} one after the other (calibration "
-            f"{of['name']} of {of['made_utc']}){here}"
+            f"{of['name']} of {of['made_utc']}{doubts}){here}"
         )
     if (late := comm["straggler"]) is not None:
         lines.append(
