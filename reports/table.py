@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -22,11 +22,12 @@ SYNCS_SHOWN = 3
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def run_table(summary: Mapping[str, Any]) -> RenderableType:
-    """Throughput, where the step goes, and model state, from a summary.json."""
+def run_table(summary: Mapping[str, Any], ended: Sequence[str] = ()) -> RenderableType:
+    """Throughput, where the step goes, and model state, from a summary.json; first how it `ended` if not well."""
     memory = [] if summary["strategy"] == "own" else [_memory(summary)]
     return Group(
         Text(),
+        *(Text(line, style="bold red") for line in ended),
         _headline(summary),
         _phases(summary),
         *_communication(summary),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scalelab.launch.commands import report
 from scalelab.profiles.runfolder import RunFolder
 
 DOCS = Path(__file__).parents[2] / "docs" / "own-loop.md"
@@ -67,8 +68,11 @@ def test_the_three_lines_of_the_docs_are_enough(tmp_path: Path) -> None:
         ("import sys; sys.exit(3)\n", 3, "finished"),
     ],
 )
-def test_a_job_ends_with_what_it_says_itself(tmp_path: Path, end: str, code: int, state: str) -> None:
-    """No traceback but its own, its own exit code, and a folder that is whole and says how it ended."""
+def test_a_job_ends_with_what_it_says_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str, code: int, state: str
+) -> None:
+    """No traceback but its own, its own exit code, and a folder that is whole and says how it ended, as does
+    `scalelab report`."""
     done, folder = run(tmp_path, ALONE + end)
     assert done.returncode == code
     assert done.stderr.count("Traceback") == (state != "finished")
@@ -78,6 +82,10 @@ def test_a_job_ends_with_what_it_says_itself(tmp_path: Path, end: str, code: int
     assert (folder.path / "report.html").is_file()
     if state == "failed":
         assert folder.read("status.json")["cause"] == "ValueError: the user's"
+    assert report.main([str(folder.path)]) == 0
+    shown = capsys.readouterr().out.split("Linear")[0]
+    assert shown.startswith("\n" if state == "finished" else f"\n{state.upper()} (exit code")
+    assert ("the user's" in shown, "Ctrl-C" in shown) == (state == "failed", state == "interrupted")
 
 
 def test_all_ranks_raise(tmp_path: Path) -> None:
