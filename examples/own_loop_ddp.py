@@ -1,4 +1,5 @@
-"""A plain PyTorch loop under DistributedDataParallel, measured: three lines of it are scalelab's.
+"""A plain PyTorch loop under DistributedDataParallel, measured: three lines of it are scalelab's, and a fourth
+that may be left out.
 
 torchrun --nproc-per-node 2 examples/own_loop_ddp.py && scalelab report runs/latest
 """

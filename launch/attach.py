@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -24,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed, nn
 
+from ..profiles.analysis.load import NO_OWN_STEP
 from ..profiles.capture import probe as capture
 from ..profiles.capture.comm import CommRecorder
 from ..profiles.capture.group import record_default_group
@@ -31,15 +31,9 @@ from ..profiles.capture.memory import peaks
 from ..profiles.capture.pauses import watched_pauses
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
-from ..profiles.records import Record
-from ..profiles.runfolder import appending
-from ..profiles.storage import OutputError
 from .assemble import ended, start_record
-from .errors import Exit
-from .lock import locked
+from .own_folder import OwnFolder, what_ended_the_process
 from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, say, share_folder
-from .supervision.verdict import status
-from .text import redacted
 
 WARMUP_STEPS = 5
 
@@ -72,23 +66,25 @@ class Probe:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._device = device
         self._rank = own_rank()
-        self._stack, self._files = contextlib.ExitStack(), contextlib.ExitStack()
+        self._pauses = contextlib.ExitStack()
         self._warmup = warmup
         self._index = 0
         self._samples = 0
+        # Batches drawn outside of a step since the last one.
+        self._unused = 0
+        self._told = False
         self._open: AbstractContextManager[None] | None = None
         self._inside = False
+        self._unused = 0
         # What lies before the next step is no part of it: a loader came to its end, or a step failed.
         self._apart = False
-        self._failure: str | None = None
-        self._lost: str | None = None
+        self._failing = False
         comm = None
         self.folder = share_folder(self._rank, out, name)
-        self._leads = self._rank.rank == 0
-        self._run_json = run_json(model, self.folder, name, self._rank, device)
+        told = run_json(model, self.folder, name, self._rank, device)
         if is_wrapped(model):
             # A wrapper keeps the group that it was made with.
-            self._run_json["comm_unknown"] = "the probe was attached after the model was wrapped"
+            told["comm_unknown"] = "the probe was attached after the model was wrapped"
             warnings.warn(
                 "Probe.attach after the model was wrapped: its collectives are not seen; attach before", stacklevel=3
             )
@@ -96,14 +92,10 @@ class Probe:
             comm = CommRecorder()
             comm.on(device)
             record_default_group(comm, device.type)
-        if self._leads:
-            self._stack.enter_context(locked(self.folder.path))
-            self.folder.write("run.json", self._run_json)
-            self.folder.write("status.json", status("running", None))
-        self._append = self._files.enter_context(appending(self.folder.rank_file(self._rank.rank)))
-        self._write(start_record(self._rank, device, torch.get_num_threads()))
-        pauses = self._files.enter_context(watched_pauses())
-        self._probe = capture.Probe(self._write, timeline_for(device), comm=comm, pauses=pauses)
+        self._own = OwnFolder(self.folder, self._rank, told)
+        self._own.write(start_record(self._rank, device, torch.get_num_threads()))
+        pauses = self._pauses.enter_context(watched_pauses())
+        self._probe = capture.Probe(self._own.write, timeline_for(device), comm=comm, pauses=pauses)
         self._seams = Seams(model, optimizer, self._enter)
         self._groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", None) or []
         self._current = OwnStep(0, "warmup")
@@ -129,6 +121,7 @@ class Probe:
                 except StopIteration:
                     break
             self._samples += samples(batch)
+            self._unused += not self._inside
             try:
                 yield batch
             except GeneratorExit:  # the loop was left before the loader's end
@@ -142,8 +135,13 @@ class Probe:
     def event(self, kind: Literal["evaluation", "checkpoint"]) -> Iterator[None]:
         """Around an evaluation or a checkpoint between two steps: its time is in no step. It must not draw from
         `batches`."""
-        if self._open is not None:
+        if self._inside:
             raise ValueError("Probe.event: a step is open; evaluate and save between steps")
+        if self._open is not None:  # a batch was drawn: the wait for it becomes the event's
+            samples = self._samples
+            self._drop()
+            self._samples = samples
+            self._say_that_none_was_made()
         apart, failed = self._apart, True
         self._set_apart()
         try:
@@ -166,8 +164,9 @@ class Probe:
         self._seams.end()
         self._inside = False
         self._end(None)
-        if self._failure is not None:
-            self._gone_on()
+        if self._failing:
+            self._failing = False
+            self._own.gone_on()
 
     def loss(self, loss: torch.Tensor) -> None:
         """Within a step: a micro-batch's loss on this rank, for the record. Read later, without waiting."""
@@ -181,6 +180,9 @@ class Probe:
         self._end_rank(together=True)
 
     def _end_alone(self) -> None:
+        if not self._failing and (error := what_ended_the_process()) is not None:
+            self._own.failed(error, None)
+            self._failing = True
         self._end_rank(together=False)
 
     def _end_rank(self, *, together: bool) -> None:
@@ -188,59 +190,23 @@ class Probe:
             return
         self._closed = True
         atexit.unregister(self._end_alone)
+        if not self._failing:
+            self._say_that_none_was_made()
         self._drop()
         self._seams.remove()
         self._probe.close()
-        self._write(ended(peaks(self._device)))
-        with self._kept():
-            self._files.close()
-        if self._lost is not None:
-            self._settle(status("failed", Exit.PREFLIGHT, cause=f"records are incomplete: {self._lost}"))
-        if together and self._failure is None and self._rank.world_size > 1 and distributed.is_initialized():
+        self._pauses.close()
+        self._own.write(ended(peaks(self._device)))
+        self._own.close()
+        if together and not self._failing and self._rank.world_size > 1 and distributed.is_initialized():
             distributed.barrier()
-        if self._leads:
-            self._settle(status("finished", Exit.OK))
-            self._report()
-        self._stack.close()
+        self._own.report(at_exit=not together)
 
-    def _settle(self, found: dict[str, Any]) -> None:
-        """Make `found` the job's status, where none but that it runs is told yet."""
-        with contextlib.suppress(Exception):
-            if (self.folder.read("status.json") or {}).get("state") == "running":
-                self.folder.write("status.json", found)
-
-    def _gone_on(self) -> None:
-        """The job goes on after a step that failed on this rank: it runs."""
-        self._failure = None
-        with contextlib.suppress(Exception):
-            culprit = (self.folder.read("status.json") or {}).get("culprit") or {}
-            if culprit.get("rank") == self._rank.rank:
-                self.folder.write("status.json", status("running", None))
-
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Where the disk does not take what is written within, the job goes on and nothing more is recorded."""
-        try:
-            yield
-        except OutputError as error:
-            if self._lost is None:
-                self._lost = str(error)
-                say(f"nothing more is recorded: {error}; the job goes on")
-
-    def _write(self, *records: Record) -> None:
-        if self._lost is None:
-            with self._kept():
-                self._append(*records)
-
-    def _report(self) -> None:
-        """The summary and the report. Whatever keeps them from being made, the job goes on: its records are there."""
-        from .reporting import report_after
-
-        try:
-            report_after(self.folder, say)
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                say(f"no report: {type(error).__name__}: {error}; scalelab report {self.folder.path} makes it")
+    def _say_that_none_was_made(self) -> None:
+        """Once, where batches were drawn for steps of which none came."""
+        if self._index == 0 and self._unused > 1 and not self._told:
+            self._told = True
+            say(NO_OWN_STEP)
 
     def _begin(self) -> None:
         if self._open is None:
@@ -260,12 +226,7 @@ class Probe:
         assert self._open is not None
         self._current.samples = self._samples
         self._current.lr = float(self._groups[0]["lr"]) if self._groups else 0.0
-        if self._leads and self._run_json["config"]["global_batch"] is None and self._samples:
-            self._run_json["config"].update(
-                micro_batch=self._samples, global_batch=self._samples * self._rank.world_size
-            )
-            with self._kept():
-                self.folder.write("run.json", self._run_json)
+        self._own.batch_is(self._samples)
         opened, self._open = self._open, None
         self._samples = 0
         self._index += 1
@@ -288,13 +249,9 @@ class Probe:
         return self._probe.phase(phase)
 
     def _failed(self, error: BaseException) -> None:
-        self._failure = cause = redacted(f"{type(error).__name__}: {error}")
+        self._failing = True
         self._inside = False
         self._seams.abandon()
         self._end(error)
         self._apart = True
-        where = {"rank": self._rank.rank, "host": socket.gethostname(), "phase": None, "step": self._index - 1}
-        if isinstance(error, KeyboardInterrupt):
-            self._settle(status("interrupted", Exit.INTERRUPTED, culprit=where, cause="Ctrl-C"))
-        else:
-            self._settle(status("failed", Exit.WORKER_DIED, culprit=where, cause=cause))
+        self._own.failed(error, self._index - 1)

@@ -16,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Above these a calibration was made beside something else: others' share of the host's cores, and a rate's 90th
+# percentile over its 10th.
+MOST_OTHERS, MOST_SPAN = 0.1, 1.5
 
 
 class _Part(BaseModel):
@@ -33,9 +37,31 @@ class Spread(_Part):
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of at least one value."""
-        ordered = sorted(values)
-        low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.9))
-        return cls(median=statistics.median(ordered), p10=low, p90=high, count=len(ordered))
+        low, middle, high = _percentiles(values)
+        return cls(median=middle, p10=low, p90=high, count=len(values))
+
+
+class BusyCores(_Part):
+    """Of a host's `cores`, how many others kept busy, over `count` intervals."""
+
+    median: NotNegative
+    p10: NotNegative
+    p90: NotNegative
+    count: int = Field(ge=1)
+    cores: int = Field(ge=1)
+
+    @classmethod
+    def of(cls, values: Sequence[float], *, cores: int) -> BusyCores:
+        """The spread of at least one value."""
+        low, middle, high = _percentiles(values)
+        return cls(median=middle, p10=low, p90=high, count=len(values), cores=cores)
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 10th percentile, the median and the 90th percentile."""
+    ordered = sorted(values)
+    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.9))
+    return low, statistics.median(ordered), high
 
 
 class Timing(_Part):
@@ -79,11 +105,34 @@ class Calibration(_Part):
     collective_seconds: Mapping[str, list[Timing]]
     wire_factor: Mapping[str, Positive] | None
     run_spread: RunSpread | None
+    others_busy_cores: BusyCores | None = None
+    """While it was made; None too in files from before that was looked at."""
     reasons: Mapping[str, str]
 
     def fits(self, *, device: str, device_name: str, cores: int) -> bool:
         """Whether it was made on a machine like that one."""
         return (self.device, self.device_name, self.cores) == (device, device_name, cores)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What says that its rates are not those of a machine that does nothing else."""
+        told, others = [], self.others_busy_cores
+        if others is not None and others.median > MOST_OTHERS * others.cores:
+            told.append(f"others kept {others.median:.1f} of {others.cores} cores busy while this was measured")
+        rates = {f"matrix product, {dtype}": rate for dtype, rate in self.matmul_flops_per_second.items()}
+        for way in ("memory", "host_to_device", "device_to_host"):
+            if (rate := getattr(self, f"{way}_bytes_per_second")) is not None:
+                rates[f"copy, {way.replace('_', ' ')}"] = rate
+        spans = {name: rate.p90 / rate.p10 for name, rate in rates.items()}
+        if wide := [f"{name} {span:.2g} x" for name, span in spans.items() if span > MOST_SPAN]:
+            told.append(f"rates spread too far, 90th over 10th percentile: {'; '.join(wide)}")
+        return told
+
+    @property
+    def label(self) -> str:
+        """What it is called where it is used, with its doubts."""
+        doubts = "".join(f"; {doubt}" for doubt in self.doubts)
+        return f"calibration {self.name} of {self.made_utc}{doubts}"
 
 
 def collective_seconds(calibration: Calibration, kind: str, payload_bytes: int) -> float | None:

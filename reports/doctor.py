@@ -49,6 +49,9 @@ def calibration_table(calibration: Mapping[str, Any]) -> RenderableType:
             f"{len(spread['samples_per_second'])} like runs of {spread['model']} under {spread['strategy']}: standard "
             f"deviation {spread['relative_sd']:.1%} of their samples/s"
         )
+    if (others := calibration["others_busy_cores"]) is not None:
+        low, middle, high = (f"{others[name]:.1f}" for name in ("p10", "median", "p90"))
+        lines.append(f"others kept {middle} of {others['cores']} cores busy meanwhile [{low}, {high}]")
     lines += [f"{name} is not known: {why}" for name, why in calibration["reasons"].items()]
     return Group(rates, times, *map(Text, lines))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -22,11 +22,12 @@ SYNCS_SHOWN = 3
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def run_table(summary: Mapping[str, Any]) -> RenderableType:
-    """Throughput, where the step goes, and model state, from a summary.json."""
+def run_table(summary: Mapping[str, Any], ended: Sequence[str] = ()) -> RenderableType:
+    """Throughput, where the step goes, and model state, from a summary.json; first how it `ended` if not well."""
     memory = [] if summary["strategy"] == "own" else [_memory(summary)]
     return Group(
         Text(),
+        *(Text(line, style="bold red") for line in ended),
         _headline(summary),
         *(Text(f"damaged: {line}", style="bold yellow") for line in summary["damage"]),
         *([] if not any(summary["phases"].values()) else [_phases(summary)]),
@@ -84,10 +85,11 @@ def _communication(summary: Mapping[str, Any]) -> list[Text]:
         lines.append(f"why communication was exposed is not known: {summary['reasons']['comm.waiting_seconds']}")
     if comm["alone_seconds"] is not None:
         of, share = summary["calibration"], comm["bus_bandwidth_share"]
+        doubts = "".join(f"; {doubt}" for doubt in of["doubts"])
         here = "" if share is None else f"; here they had {share:.0%} of that bus bandwidth"
         lines.append(
             f"on this machine at rest they take {_ms(comm['alone_seconds'])} one after the other (calibration "
-            f"{of['name']} of {of['made_utc']}){here}"
+            f"{of['name']} of {of['made_utc']}{doubts}){here}"
         )
     if (late := comm["straggler"]) is not None:
         lines.append(

@@ -129,7 +129,7 @@ def _stored_here(a: Side, b: Side) -> Stored | None:
     found = calibrations.fitting(facts["config"]["device"], facts["device_name"], facts["world_size"])
     if found is None or found.run_spread is None or not all(_fits(found, run) for run in (*a.runs, *b.runs)):
         return None
-    return Stored.of(found.run_spread, f"calibration {found.name} of {found.made_utc}, of this machine")
+    return Stored.of(found.run_spread, f"{found.label}, of this machine")
 
 
 def _fits(calibration: Calibration, run: ComparedRun) -> bool:

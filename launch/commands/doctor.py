@@ -17,7 +17,7 @@ from ...reports.doctor import calibration_table, check_line
 from ...reports.steady import Steady
 from .. import calibrations, devices
 from ..doctor.calibrate import calibrate
-from ..doctor.checks import checks
+from ..doctor.checks import Check, checks
 from ..errors import Exit
 from ..options import PlainText, option, read_options
 from ..text import plain
@@ -76,6 +76,9 @@ def main(argv: Sequence[str]) -> int:
         )
         path = calibrations.store(calibration)
         console.print(calibration_table(calibration.model_dump()))
+        for doubt in calibration.doubts:
+            lines.append(Check("calibration", "WARN", f"{doubt}: repeat on a quiet machine"))
+            console.print(check_line(asdict(lines[-1])), soft_wrap=True)
         print(plain(f"calibration: {path}"), file=Steady(stream))
     if as_json:
         result = {

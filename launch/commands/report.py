@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,26 @@ def _run(path: Path, given: Given, *, as_json: bool) -> None:
     elif summary["source"] == "imported":
         _show(trace_table(summary), ("run folder", path), ("report", path / "report.html"))
     else:
-        _show(run_table(summary), ("run folder", path), ("report", path / "report.html"))
+        ended = _ended(folder.read("status.json") or {})
+        _show(run_table(summary, ended), ("run folder", path), ("report", path / "report.html"))
+
+
+def _ended(status: Mapping[str, Any]) -> list[str]:
+    """How a run ended that did not finish well, why, and what to do; nothing of one that did."""
+    state, code = status.get("state", "unknown"), status.get("exit_code")
+    if (state, code or 0) == ("finished", 0):
+        return []
+    meaning = f" (exit code {code}: {Exit(code).meaning})" if code in set(Exit) else ""
+    lines = [f"{state.upper()}{meaning}: what follows is partial"]
+    if state == "running":
+        lines = ["RUNNING, or what watched over it was killed: what follows is of the records so far"]
+    if cause := status.get("cause"):
+        at = status.get("culprit") or {}
+        where = "" if at.get("rank") is None else f"rank {at['rank']}"
+        where += "" if at.get("phase") is None else f" in {at['phase']}"
+        where += "" if at.get("step") is None else f" of step {at['step']}"
+        lines.append(f"{where}: {cause}" if where else cause)
+    return [*lines, *([f"hint: {status['hint']}"] if status.get("hint") else [])]
 
 
 def _sweep(path: Path, options: ReportOptions, given: Given, *, as_json: bool) -> None:

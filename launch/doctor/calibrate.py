@@ -19,6 +19,7 @@ from .. import environment
 from ..devices import Devices
 from ..errors import PreflightError
 from ..refusals import AMPERE
+from .quiet import OthersWatch
 from .ranks import RanksError, measure_on_ranks
 
 # A run whose rate is taken: the smallest preset, so that all of them together take about a minute.
@@ -35,14 +36,16 @@ def calibrate(
     cores, now = environment.available_cores(), datetime.datetime.now(datetime.UTC)
     threads = cores if devices.kind == "cpu" else 1
     say(f"matrix products and copies on one device ({threads} threads)" if devices.kind == "cpu" else "one card")
-    alone = _measured("alone", 1, devices, {"threads": threads, "dtypes": _dtypes(devices), "seconds": seconds})
-    say(f"collectives between {ranks} ranks")
-    between = _measured("collectives", ranks, devices, {"seconds": seconds})
-    rates = []
-    strategy = "ddp" if ranks > 1 else "single"
-    for number in range(repeats):
-        say(f"run {number + 1} of {repeats}, for their spread")
-        rates.append(_rate(strategy, ranks))
+    watch = OthersWatch()
+    with watch:
+        alone = _measured("alone", 1, devices, {"threads": threads, "dtypes": _dtypes(devices), "seconds": seconds})
+        say(f"collectives between {ranks} ranks")
+        between = _measured("collectives", ranks, devices, {"seconds": seconds})
+        rates = []
+        strategy = "ddp" if ranks > 1 else "single"
+        for number in range(repeats):
+            say(f"run {number + 1} of {repeats}, for their spread")
+            rates.append(_rate(strategy, ranks))
     reasons = {}
     if devices.kind == "cpu":
         for way in ("host_to_device", "device_to_host"):
@@ -53,6 +56,8 @@ def calibrate(
         )
     if len(rates) < 2:
         reasons["run_spread"] = "fewer than two runs were made (--repeats)"
+    if (others := watch.found()) is None:
+        reasons["others_busy_cores"] = "this host does not tell what its cores are at, or too little time passed"
     return Calibration(
         name=name or default_name(devices, ranks),
         made_utc=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -71,6 +76,7 @@ def calibrate(
         collective_seconds=between["seconds"],
         wire_factor=between["wire_factor"],
         run_spread=_spread(strategy, rates) if len(rates) > 1 else None,
+        others_busy_cores=others,
         reasons=reasons,
     )
 

@@ -16,6 +16,7 @@ from typing import Literal
 import psutil
 
 from ...data.spec import cache_folder
+from ...profiles.calibration import Calibration
 from ...profiles.storage import free_bytes
 from .. import calibrations, strategies
 from ..devices import Devices
@@ -209,4 +210,12 @@ def _calibration(devices: Devices, ranks: int) -> Check:
         return Check("calibration", "WARN", f"{path} cannot be read: {why}", "scalelab doctor --calibrate makes one")
     if found is None:
         return Check("calibration", "WARN", "none for this machine: rates are not known", "scalelab doctor --calibrate")
-    return Check("calibration", "OK", f"{found.name} of {found.made_utc}, {found.ranks} ranks")
+    return trusted(found)
+
+
+def trusted(calibration: Calibration) -> Check:
+    """The line of a calibration that there is: what it is of, and what speaks against its rates."""
+    made = f"{calibration.name} of {calibration.made_utc}, {calibration.ranks} ranks"
+    if not calibration.doubts:
+        return Check("calibration", "OK", made)
+    return Check("calibration", "WARN", f"{made}: {'; '.join(calibration.doubts)}", "repeat on a quiet machine")

@@ -142,7 +142,7 @@ def peak(run: Run) -> tuple[dict[str, Any] | None, str]:
         value, source = float(listed[dtype]) * 1e12, listed["source"]
     elif run.calibration is not None and dtype in run.calibration.matmul_flops_per_second:
         value = run.calibration.matmul_flops_per_second[dtype].median
-        source = f"measured, calibration {run.calibration.name} of {run.calibration.made_utc}"
+        source = f"measured, {run.calibration.label}"
     else:
         listed_not = f"{name} has no {dtype} peak in the catalogue" if on_gpu else "a processor is in no catalogue"
         missing = "the calibration lacks it" if run.calibration else "this run had no calibration"

@@ -76,6 +76,9 @@ class HostTelemetry:
     unreadable: int
 
 
+NO_OWN_STEP = "no step was recorded: `with probe.step():` is missing"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run left: its config and environment, how it ended, and every rank's records."""
@@ -104,6 +107,9 @@ class Run:
             empty = [rank.rank for rank in self.ranks if rank.rank not in measured]
             if measured and empty:
                 return f"the records of rank {_listed(empty)} hold no measured step"
+            own = self.run_json["config"].get("engine") == "own" and self.status.get("state") == "finished"
+            if own and not any(len(rank.steps.measured) for rank in self.ranks):
+                return NO_OWN_STEP
             off = self.run_json["config"].get("probe") == "off"
             return "--probe off records no step" if off else "no measured step was recorded"
         return f"the records of rank {_listed(self.missing_ranks)} are missing"

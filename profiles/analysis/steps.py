@@ -50,7 +50,7 @@ def throughput(
 ) -> dict[str, Any]:
     mean, interval = step_seconds["mean"], step_seconds["ci95"]
     if samples is None:
-        why = "samples were not counted: probe.batches(loader) counts them"
+        why = why_no_step if mean is None else "samples were not counted: probe.batches(loader) counts them"
         return nulls("throughput", ("samples_per_second", "ci95"), why, null)
     if mean is None:
         null("throughput.samples_per_second", why_no_step)

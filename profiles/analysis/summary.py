@@ -227,9 +227,9 @@ def _why_no_trace(run: Run) -> str:
     return "the run ended before its profiler window was complete"
 
 
-def _calibration(run: Run, null: Null) -> dict[str, str] | None:
+def _calibration(run: Run, null: Null) -> dict[str, Any] | None:
     """By name and date, what the run's rates are held against."""
     if (found := run.calibration) is None:
         null("calibration", run.why_no_calibration)
         return None
-    return {"name": found.name, "made_utc": found.made_utc}
+    return {"name": found.name, "made_utc": found.made_utc, "doubts": found.doubts}

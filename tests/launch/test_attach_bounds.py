@@ -11,7 +11,9 @@ import pytest
 import scalelab
 import torch
 from scalelab.launch.attach import Probe
+from scalelab.launch.commands import report
 from scalelab.launch.own_job import samples_in
+from scalelab.profiles.analysis.load import NO_OWN_STEP
 from scalelab.profiles.records import EventRecord, StepRecord
 from scalelab.profiles.storage import OutputError
 from torch import nn
@@ -96,6 +98,42 @@ def test_an_event_within_a_step_is_refused(alone: Loop) -> None:
         pass
 
 
+def test_a_forgotten_step_ends_no_job(alone: Loop, capfd: pytest.CaptureFixture[str]) -> None:
+    """An evaluation in a loop without steps: it is said once, and the run says why it knows nothing."""
+    probe, model, _ = alone
+    for batch in probe.batches(BATCHES * 3):
+        model(batch).sum().backward()
+        with probe.event("evaluation"):
+            model(batch)
+    probe.close()
+    assert capfd.readouterr().err.count(NO_OWN_STEP) == 1
+    summary = probe.folder.read("summary.json")
+    names = ("throughput.samples_per_second", "step_seconds.mean", "phases.forward")
+    assert {summary["reasons"][name] for name in names} == {NO_OWN_STEP}
+    assert summary["steps"]["measured"] == 0
+    assert "no step was recorded" in (probe.folder.path / "report.md").read_text()
+    assert report.main([str(probe.folder.path)]) == 0
+    assert capfd.readouterr().out.count(NO_OWN_STEP) == 1
+
+
+def test_an_evaluation_after_a_batch_was_drawn_is_none_of_its_step(
+    alone: Loop, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The step has its samples all the same, and nothing is said."""
+    probe, model, optimizer = alone
+    for number, batch in enumerate(probe.batches(BATCHES)):
+        if number in (0, 2):
+            with probe.event("evaluation"):
+                model(batch)
+        with probe.step():
+            model(batch).sum().backward()
+            optimizer.step()
+    found = _closed(probe)
+    assert [each.samples for each in found if isinstance(each, StepRecord)] == [4] * 3
+    assert len([each for each in found if isinstance(each, EventRecord) and each.event == "evaluation"]) == 2
+    assert capfd.readouterr().err == ""
+
+
 def test_phases_that_a_loop_never_enters_are_null_and_their_time_is_not_lost(tmp_path: Path) -> None:
     """Without batches drawn through the probe and without an optimizer; on a CPU no copy either."""
     model = nn.Linear(3, 1)
@@ -167,7 +205,7 @@ def test_a_disk_that_is_full_ends_no_job(
         raise OutputError("the disk is full", hint="make room")
 
     epoch(alone)
-    monkeypatch.setattr(alone[0], "_append", full)
+    monkeypatch.setattr(alone[0]._own, "_append", full)
     epoch(alone)
     epoch(alone)
     alone[0].close()

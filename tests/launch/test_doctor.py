@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from scalelab.launch import calibrations, environment
+from scalelab.launch.commands import doctor
 from scalelab.launch.devices import Devices, detect
 from scalelab.launch.doctor import calibrate, checks
+from scalelab.launch.doctor.quiet import OthersWatch
 from scalelab.launch.doctor.ranks import RanksError, measure_on_ranks
 from scalelab.profiles.analysis.wire import wire_factor
-from scalelab.profiles.calibration import Calibration
+from scalelab.profiles.calibration import BusyCores, Calibration
 
 from tests.launch.test_run import QUICK, model_file, scalelab
 from tests.profiles.test_calibration import CALIBRATION
@@ -51,7 +59,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str]
 def test_the_doctor_measures_what_it_names(calibrated: tuple[dict[str, str], dict[str, Any]]) -> None:
     """Every rate with its spread; what a CPU has not is null with a reason; no line is FAIL."""
     _, found = calibrated
-    lines = {check["name"]: check for check in found["checks"]}
+    lines = {check["name"]: check for check in reversed(found["checks"])}
     assert {check["state"] for check in lines.values()} <= {"OK", "WARN"}
     assert lines["process group"]["state"] == "OK"
     assert lines["calibration"]["state"] == "WARN"
@@ -63,7 +71,55 @@ def test_the_doctor_measures_what_it_names(calibrated: tuple[dict[str, str], dic
         assert 0 < rate.p10 <= rate.median <= rate.p90
     assert read.host_to_device_bytes_per_second is None
     assert read.run_spread is None
+    if sys.platform == "linux":
+        assert read.others_busy_cores is not None
+        assert 0 <= read.others_busy_cores.median <= read.others_busy_cores.cores
+    assert {check["found"] for check in found["checks"][-len(read.doubts) :] if read.doubts} == {
+        f"{doubt}: repeat on a quiet machine" for doubt in read.doubts
+    }
     assert set(read.reasons) == {"host_to_device_bytes_per_second", "device_to_host_bytes_per_second", "run_spread"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_others_at_work_are_seen_and_our_own_are_not() -> None:
+    """A process of somebody else that spins counts, ours does not."""
+    spin = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+    # A process whose parent has ended is nobody's of ours.
+    orphan = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {spin!r}], stdout=2).pid)"
+    with contextlib.ExitStack() as stack:
+        for ours in (True, False):
+            command = [sys.executable, "-c", spin if ours else orphan]
+            started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            pid = started.pid if ours else int(started.communicate()[0])
+            with OthersWatch() as watch:
+                time.sleep(3)
+            os.kill(pid, signal.SIGKILL)
+            stack.enter_context(started)
+            first, last = watch._readings[0], watch._readings[-1]
+            assert (last.own_core_seconds - first.own_core_seconds > 0.3) == ours
+            found = watch.found()
+            assert found is not None
+            assert found.count >= 3
+    assert found.median > 0.2
+
+
+def test_a_doubtful_calibration_is_a_warning(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When it is made, and whenever doctor looks at it afterwards."""
+    noisy = CALIBRATION.model_copy(update={"others_busy_cores": BusyCores.of([1.5, 1.8, 1.9], cores=2)})
+    monkeypatch.setattr(doctor, "calibrate", lambda *_, **__: noisy)
+    monkeypatch.setattr(doctor, "checks", lambda *_: iter(()))
+    assert doctor.main(["--calibrate"]) == 0
+    told = "others kept 1.8 of 2 cores busy while this was measured"
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if told in line] == ["WARN"]
+    assert doctor.main(["--calibrate", "--json"]) == 0
+    found = orjson.loads(capsys.readouterr().out)
+    assert [(check["name"], check["state"]) for check in found["checks"]] == [("calibration", "WARN")]
+    assert found["calibration"]["others_busy_cores"]["p90"] == 1.9
+    monkeypatch.setattr(environment, "available_cores", lambda: CALIBRATION.cores)
+    check = checks._calibration(Devices("cpu", 0, CALIBRATION.device_name, None), CALIBRATION.ranks)
+    assert (check.state, told in check.found) == ("WARN", True)
 
 
 def test_runs_of_a_kind_tell_their_spread() -> None:
@@ -91,7 +147,9 @@ def test_a_run_is_held_against_its_machine(calibrated: tuple[dict[str, str], dic
     options = (f"--model={model_file(tmp_path)}", "--gpus=2", f"--out={tmp_path / 'runs'}", "--device=cpu", *QUICK)
     code, summary, errors = scalelab("run", *options, env=variables)
     assert code == 0, errors
-    assert summary["calibration"] == {"name": "mine", "made_utc": found["calibration"]["made_utc"]}
+    made = Calibration.model_validate({name: each for name, each in found["calibration"].items() if name != "file"})
+    assert summary["calibration"] == {"name": "mine", "made_utc": made.made_utc, "doubts": made.doubts}
+    assert summary["utilization"]["peak"]["source"] == f"measured, {made.label}"
     assert 0 < summary["comm"]["alone_seconds"] < 0.1
 
 

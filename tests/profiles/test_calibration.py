@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scalelab.profiles.calibration import Calibration, Spread, Timing, collective_seconds
+from scalelab.profiles.calibration import BusyCores, Calibration, Spread, Timing, collective_seconds
 
 SECONDS = {4096: 0.001, 65536: 0.002, 1048576: 0.016}
 
@@ -46,3 +46,24 @@ def test_a_spread_is_of_its_values(values: list[float]) -> None:
     found = Spread.of(values)
     assert min(values) <= found.p10 <= found.median <= found.p90 <= max(values)
     assert found.count == len(values)
+
+
+def test_an_older_file_has_no_word_of_others_and_no_doubts() -> None:
+    older = CALIBRATION.model_dump()
+    del older["others_busy_cores"]
+    found = Calibration.model_validate(older)
+    assert (found.others_busy_cores, found.doubts, found.label) == (None, [], "calibration a of 2026-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(("others", "wide", "doubts"), [(0.19, 1.4, 0), (0.21, 1.4, 1), (0.19, 1.6, 1), (2.0, 4.4, 2)])
+def test_what_speaks_against_a_calibration(others: float, wide: float, doubts: int) -> None:
+    """More than a tenth of two cores, and a rate that spans more than half as much again; both follow its name."""
+    found = CALIBRATION.model_copy(
+        update={
+            "others_busy_cores": BusyCores.of([0.0, others, others], cores=2),
+            "matmul_flops_per_second": {"fp32": Spread(median=1e9 * wide, p10=1e9, p90=1e9 * wide, count=5)},
+        }
+    )
+    assert len(found.doubts) == doubts
+    assert found.label == "; ".join(["calibration a of 2026-01-01T00:00:00Z", *found.doubts])
+    assert Calibration.model_validate_json(found.model_dump_json()) == found

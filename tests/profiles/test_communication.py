@@ -131,4 +131,6 @@ def test_collectives_alone_take_what_the_calibration_says(tmp_path: Path) -> Non
         assert share is not None or summary["reasons"]["comm.bus_bandwidth_share"]
         assert why in summary["reasons"].get("comm.alone_seconds", "")
         known = given is not None and "device" in given
-        assert summary["calibration"] == ({"name": "a", "made_utc": "2026-01-01T00:00:00Z"} if known else None)
+        assert summary["calibration"] == (
+            {"name": "a", "made_utc": "2026-01-01T00:00:00Z", "doubts": []} if known else None
+        )
