@@ -123,7 +123,8 @@ def _next(verdict: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
 
 def _diagnosis(diagnosis: Mapping[str, Any]) -> list[str]:
     verdict = diagnosis["verdict"]
-    lines = [f"Diagnosis: {verdict['label']}. {verdict.get('says') or ''}".strip()]
+    share = f", {verdict['severity_share']:.0%} of the step" if verdict.get("severity_share") else ""
+    lines = [f"Diagnosis: {verdict['label']}{share}. {verdict.get('says') or ''}".strip()]
     # Others cost too little, or too unsurely, to act on; the card of `scalelab diagnose` has them.
     for finding in [each for each in diagnosis["findings"] if each.get("counts")][:1]:
         lines += [each["says"] for each in finding["evidence"]]
