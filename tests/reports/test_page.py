@@ -177,6 +177,14 @@ def test_what_has_no_metric_is_not_called_by_one(tmp_path: Path) -> None:
     assert "no metric" not in markdown(run_report(summary, pictures(run, summary, folder)))
 
 
+def test_a_batch_that_is_not_known_says_why(tmp_path: Path) -> None:
+    """As every figure that is not known: of a loop of its own that told no samples."""
+    unknown = dict.fromkeys(("micro_batch", "grad_accumulation", "global_batch"))
+    folder = made_run(tmp_path, config={"strategy": "own", "engine": "own", **unknown})
+    summarise_and_report(folder)
+    assert "- Global batch: **–** (a job's own loop does not tell it)" in (folder.path / "report.md").read_text()
+
+
 def test_the_box_says_how_much_of_the_step_the_cause_takes(tmp_path: Path) -> None:
     """As the terminal does."""
     folder = made_run(tmp_path)
