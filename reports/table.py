@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from . import units
 from .trace import trace_table
 
 CAUSES = {
@@ -160,10 +161,11 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
     if not any(summary["phases"].values()) and summary["step_seconds"]["mean"] is not None:
         lines.append(f"a step takes {_ms(summary['step_seconds']['mean'])}")
     if throughput["samples_per_second"] is not None:
-        spread = _interval(throughput["ci95"], 1, "")
+        spread = f" {_interval(throughput['ci95'], 1, '')}" if throughput["ci95"] else ""
         lines.append(
-            f"{throughput['samples_per_second']:.2f} samples/s {spread} in this run, {steps['measured']} steps after "
-            f"{steps['warmup']} of warm-up, global batch {summary['global_batch']}"
+            f"{throughput['samples_per_second']:.2f} samples/s{spread} in this run, "
+            f"{units.counted(steps['measured'], 'step')} after {steps['warmup']} of warm-up, global batch "
+            f"{summary['global_batch']}"
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
@@ -171,15 +173,16 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
     lines += _cards(summary["utilization"])
     lines.append(_efficiency(summary))
     if summary["steps"]["skipped"]:
-        lines.append(
-            f"{summary['steps']['skipped']} updates skipped: a gradient overflowed and the loss scale was halved"
-        )
+        skipped = units.counted(summary["steps"]["skipped"], "update")
+        lines.append(f"{skipped} skipped: a gradient overflowed and the loss scale was halved")
     if (data := summary.get("data")) and data["skipped_samples"]:
-        first = data["skipped"][0]["message"]
-        lines.append(f"{data['skipped_samples']} damaged samples left out ({data['policy']}), the first: {first}")
+        first, damaged = data["skipped"][0]["message"], units.counted(data["skipped_samples"], "damaged sample")
+        lines.append(f"{damaged} left out ({data['policy']}), the first: {first}")
     losses = [loss for loss in summary["loss"] or [] if loss is not None]
     if losses:
-        lines.append(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} over {len(losses)} steps, mean over ranks")
+        lines.append(
+            f"loss {losses[0]:.3f} -> {losses[-1]:.3f} over {units.counted(len(losses), 'step')}, mean over ranks"
+        )
     quality = summary["quality"]
     if quality["best"] is not None:
         lines.append(f"held-out {quality['metric']}: best {quality['best']:.3f}")
@@ -223,7 +226,8 @@ def _efficiency(summary: Mapping[str, Any]) -> str:
     if found["mfu"] is None:
         return f"MFU is not known: {summary['reasons']['utilization.mfu']}"
     peak = found["peak"]
-    of = f"{peak['flops_per_second'] / 1e12:.4g} TFLOP/s in {peak['dtype']} on each of {peak['devices']} device(s)"
+    peaks = f"{peak['flops_per_second'] / 1e12:.4g} TFLOP/s in {peak['dtype']}"
+    of = f"{peaks}, {units.peak_of(summary['device'], peak['devices'])}"
     again = f", HFU {found['hfu']:.2%}" if found["hfu"] != found["mfu"] else ""
     useful = "" if found["useful_fraction"] is None else f"; {found['useful_fraction']:.1%} of it was no padding"
     return f"MFU {found['mfu']:.2%}{again} of {of} ({peak['source']}){useful}"

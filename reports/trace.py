@@ -79,9 +79,10 @@ def _devices(row: Mapping[str, Any], device: Mapping[str, Any]) -> Table:
 
 
 def lost_of(row: Mapping[str, Any]) -> list[str]:
-    """What of a rank's trace could not be used."""
+    """What of a rank's trace could not be used, and why it shows no device if it does not."""
     lines = [f"the trace is damaged: {text}" for text in row["damage"]]
-    return lines + [f"{count} events could not be used: {why}" for why, count in row["dropped"].items()]
+    lines += [f"{units.counted(count, 'event')} could not be used: {why}" for why, count in row["dropped"].items()]
+    return [*lines, *([row["why_no_device"]] if row["why_no_device"] else [])]
 
 
 def _top(title: str, rows: list[Mapping[str, Any]]) -> Table:
@@ -103,6 +104,6 @@ def _syncs(row: Mapping[str, Any]) -> list[Text]:
         if sync["blocked_seconds"] is None:
             lines.append(f"{sync['count']} x {sync['call']}{place}{source}: on a GPU the host would wait here")
         else:
-            took = f"{sync['blocked_seconds'] * 1e3:.1f} ms"
+            took = units.milliseconds(sync["blocked_seconds"])
             lines.append(f"the host waited {took} in {sync['count']} x {sync['call']}{place}{source}")
     return [Text(line) for line in lines]

@@ -49,6 +49,13 @@ def counted(value: float, noun: str) -> str:
     return f"{value:,.0f} {noun}{'s' * (value != 1)}"
 
 
+def peak_of(device: str, devices: int) -> str:
+    """What a peak is that of. A CPU's is that of a host, which its ranks share."""
+    if device == "cuda":
+        return "that of the GPU" if devices == 1 else f"that of each of {devices} GPUs"
+    return "that of all cores together" if devices == 1 else f"that of all cores of each of {devices} hosts"
+
+
 def size(value: float | None) -> str:
     """Bytes in the largest binary unit that leaves at least 1."""
     if value is None:

@@ -83,6 +83,8 @@ def _report(path: Path, options: ReportOptions, *, as_json: bool) -> None:
     from ...profiles.analysis.prices import Given
     from ...profiles.sweepfolder import SweepFolder
 
+    if path.is_file():
+        raise ConfigError(f"{path}: a file, not a folder", hint=HINT)
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder", hint=HINT)
     given = Given(usd_per_gpu_hour=options.usd_per_gpu_hour, usd_per_kwh=options.usd_per_kwh)

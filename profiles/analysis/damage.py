@@ -32,7 +32,10 @@ def lost_records(run: Run, measured: int) -> list[str]:
         whose = [f"rank {rank} has {count or 'none'}" for rank, count in sorted(short.items())]
         more = [f"{len(whose) - RANKS_NAMED} more ranks lack some"] if len(whose) > RANKS_NAMED else []
         told = ", ".join([*whose[:RANKS_NAMED], *more])
-        lines.append(f"{measured} of {expected} measured steps{of_all} are there" + (f": {told}" if told else ""))
+        lines.append(
+            f"{measured} of {expected} measured steps{of_all} {'is' if expected == 1 else 'are'} there"
+            + (f": {told}" if told else "")
+        )
     lines += [
         f"{_lines(rank.unreadable)} of ranks/r{rank.rank:03d}.jsonl cannot be read"
         for rank in run.ranks

@@ -7,6 +7,7 @@ from typing import Any
 from .load import Run
 from .memory import why_not_followed
 from .reasons import Null
+from .trace.syncs import within_package
 
 
 def host_syncs(run: Run, null: Null) -> list[dict[str, Any]] | None:
@@ -19,7 +20,7 @@ def host_syncs(run: Run, null: Null) -> list[dict[str, Any]] | None:
     calls: dict[tuple[str, str | None], int] = {}
     for step in steps:
         for sync in step.host_syncs:
-            key = (sync.operator, sync.source)
+            key = (sync.operator, sync.source and within_package(sync.source))
             calls[key] = max(calls.get(key, 0), sync.calls)
     return [
         {"operator": operator, "source": source, "calls_per_step": count}

@@ -30,7 +30,7 @@ def step_seconds(run: Run, null: Null) -> dict[str, Any]:
         if value is None:
             null(
                 f"step_seconds.{name}",
-                f"{len(steps)} measured steps are too few" if steps else run.why_no_step,
+                f"too few measured steps ({len(steps)})" if steps else run.why_no_step,
             )
     return found
 

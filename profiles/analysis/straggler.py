@@ -36,7 +36,7 @@ def find_straggler(run: Run, exposed: Exposed, last: np.ndarray | None) -> Strag
     steps = run.step_seconds
     own = steps - exposed.total
     if own.shape[1] < 3:
-        return f"{own.shape[1]} measured steps are too few to tell"
+        return f"too few measured steps to tell ({own.shape[1]})"
     if len(own) < 2:
         return "the records of other ranks are missing"
     rank = int(own.mean(axis=1).argmax())

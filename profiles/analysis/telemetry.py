@@ -193,7 +193,7 @@ def _p99_h2d(run: Run, null: Null) -> float | None:
     elif (why := unmarked(run).get("h2d")) is not None:
         null("utilization.p99_h2d_seconds", why)
     elif steps < P99_STEPS:
-        why = f"{steps} measured steps are too few" if steps else run.why_no_step
+        why = f"too few measured steps ({steps})" if steps else run.why_no_step
         null("utilization.p99_h2d_seconds", why)
     else:
         return float(np.quantile(run.phase_seconds["h2d"].mean(axis=0), 0.99))

@@ -86,6 +86,8 @@ def merge_traces(folder: Path, files: dict[int, Path], run: Run) -> dict[str, An
             return {"why": f"the traces hold more than {MOST_EVENTS:,} events together"}
     if not usable:
         return {"why": "no trace could be used"}
+    if len(usable) == 1:
+        return {"why": "one usable trace: there is nothing to merge it with"}
     if len({base_ns(trace) is None for trace in usable.values()}) > 1:
         return {"why": "some traces say from when they count, and others do not"}
     try:

@@ -9,7 +9,8 @@ from .section import Block, Cell, Chart, Figures, More, Name, Number, Paragraph,
 BAR = 20
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!]|^[-+](?=\s))")
 _NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")  # would begin a list
-_AUTOLINK = re.compile(r"(?i)\b(https?|ftp|mailto|javascript|data|www)([:.])")
+# What GitHub makes a link of by itself, escaped or not. A comment parts it, and is not in what a reader copies.
+_AUTOLINK = re.compile(r"(?i)\b(https?|ftp|mailto|xmpp|www)(?=:|\.)")
 
 
 def markdown(report: Report) -> str:
@@ -25,7 +26,7 @@ def escape(text: str) -> str:
     line = " ".join(text.split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", line))
-    return _AUTOLINK.sub(r"\1&#8203;\2", line)
+    return _AUTOLINK.sub(r"\1<!-- -->", line)
 
 
 def _section(section: Section) -> list[str]:

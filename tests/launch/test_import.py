@@ -113,7 +113,7 @@ def test_damage_is_told_in_the_report(capsys: pytest.CaptureFixture[str], tmp_pa
     assert code == 0
     page = (Path(summary["run_folder"]) / "report.md").read_text()
     assert "the trace is damaged: it is cut off" in page
-    assert "1 events could not be used: times that cannot be" in page
+    assert "1 event could not be used: times that cannot be" in page
 
 
 def test_work_without_length_divides_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -261,6 +261,55 @@ def test_ranks_come_from_the_traces_as_far_as_they_tell(capsys: pytest.CaptureFi
     code, _, errors = imported(capsys, tmp_path, tmp_path / "x_r1.json", tmp_path / "rank7.json")
     assert code == 2
     assert "all are of rank 3" in errors
+
+
+def test_a_file_that_is_no_trace_is_called_what_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Empty, not packed as its name says, or of something else."""
+    for name, content, said in (
+        ("empty.json", b"", "it is empty"),
+        ("empty.json.gz", b"", "it is empty"),
+        ("text.json.gz", b"hello", "it is no gzip file, as its name says"),
+        ("other.json", b"{}", "it holds no list of trace events"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        code, _, errors = imported(capsys, tmp_path, tmp_path / name)
+        assert code == 2
+        assert said in " ".join(errors.split())
+
+
+def test_garbage_in_the_middle_is_no_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The end of the list is there, and what stands beside it; the events around the garbage are lost."""
+    events, metadata = job(0)
+    text = json.dumps({"traceEvents": events, **metadata})
+    middle = text.index('"name"', len(text) // 3)
+    (tmp_path / "t.json").write_text(text[:middle] + '\x00{{"]' + text[middle + 9 :])
+    _, summary, _ = imported(capsys, tmp_path, tmp_path / "t.json")
+    (row,) = summary["trace"]["per_rank"]
+    assert (row["damage"], row["cut"]) == (["some of its events cannot be read"], False)
+    assert row["dropped"] == {"not readable": 1}
+    assert summary["world_size"] == 2
+    assert summary["damage"] == ["trace of rank 0: some of its events cannot be read"]
+
+
+def test_a_rank_that_cannot_be_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It is not made into another in silence."""
+    for rank in (-3, 10**30):
+        write_trace(tmp_path / "t.json", job(0)[0])
+        text = (tmp_path / "t.json").read_text()
+        (tmp_path / "t.json").write_text(f'{{"distributedInfo": {{"rank": {rank}}}, ' + text[1:])
+        _, summary, _ = imported(capsys, tmp_path, tmp_path / "t.json")
+        assert summary["damage"][0].startswith(f"trace of rank 0: its distributedInfo.rank is {rank}, which is no rank")
+
+
+def test_the_terminal_says_why_a_trace_shows_no_device(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """And one usable trace is not merged with one that is not."""
+    host = [step(0, 0, 100), event("aten::mm", 1, 50), event("nccl:all_reduce", 60, 61, "user_annotation")]
+    write_trace(tmp_path / "rank0.json", host)
+    (tmp_path / "rank1.json").write_text("{}")
+    assert run_command(["import", str(tmp_path), f"--out={tmp_path / 'runs'}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rank 0: the trace is of a job on GPUs and holds no kernel" in said
+    assert "all ranks in one" not in said
 
 
 HOSTILE = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import pytest
 import torch
+from scalelab.profiles.analysis.trace.syncs import within_package
 from scalelab.profiles.capture.operators import OperatorCount
 from scalelab.profiles.capture.storages import StorageLog
 from scalelab.profiles.capture.sync_lines import SyncLines
@@ -96,3 +98,16 @@ def test_a_step_forgets_the_one_before() -> None:
         with log.step():
             planted(torch.ones(4))
     assert [sync.calls for sync in syncs.found()] == [3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("/a/build/__editable__.x/scalelab/launch/loop.py:3 (train)", "scalelab/launch/loop.py:3 (train)"),
+        ("scalelab/launch/loop.py:3 (train)", "scalelab/launch/loop.py:3 (train)"),
+        ("/home/u/scalelab/mine.py:3 (f)", "/home/u/scalelab/mine.py:3 (f)"),
+    ],
+)
+def test_our_own_lines_are_named_from_the_package_on(source: str, said: str) -> None:
+    """Wherever it is installed; a user's stay whole."""
+    assert within_package(source) == said

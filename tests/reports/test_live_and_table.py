@@ -130,3 +130,17 @@ def test_the_table_says_where_the_peak_is_and_what_grows(tmp_path: Path) -> None
     stream.truncate(0)
     Console(file=stream, width=100).print(run_table(summary))
     assert "GROWS" not in stream.getvalue()
+
+
+def test_words_fit_their_numbers(tmp_path: Path) -> None:
+    """One step is no steps, no interval leaves no gap, and two ranks on a CPU share its cores."""
+    folder = folder_with(tmp_path, run_json(), *[[step(0, 1.0)] for _ in range(2)])
+    summary = summarise(load_run(folder))
+    peak = {"flops_per_second": 1e12, "devices": 1, "dtype": "fp32", "source": "measured"}
+    summary["utilization"] |= {"mfu": 0.5, "hfu": 0.5, "peak": peak}
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(run_table(summary))
+    told = stream.getvalue()
+    assert "8.00 samples/s in this run, 1 step after 0 of warm-up" in told
+    assert "MFU 50.00% of 1 TFLOP/s in fp32, that of all cores together (measured)" in told
+    assert "device(s)" not in told

@@ -20,6 +20,7 @@ from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.pictures import pictures
 from scalelab.profiles.analysis.pictures.buckets import BUCKETS, edges
 from scalelab.profiles.analysis.pictures.ranks import ROWS
+from scalelab.profiles.analysis.pictures.shares import of_a_hundred
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.runfolder import RunFolder
 from scalelab.reports.page.html import page as html_page
@@ -143,6 +144,55 @@ def test_the_interval_of_the_step_is_two_numbers(tmp_path: Path) -> None:
     assert [float(row["ci95_low_seconds"]), float(row["ci95_high_seconds"])] == summary["step_seconds"]["ci95"]
     assert row["p99_seconds"] == ""
     assert f"Not known: p99: {summary['reasons']['step_seconds.p99']}" in (folder.path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["data.folder", "cost.by_cause.data.usd", "http://x.test/", "www.x.test", "mailto:a"])
+def test_names_can_be_copied_from_the_twin_and_are_no_links(text: str) -> None:
+    """No character is put in that a reader would copy along; what would become a link is parted by a comment."""
+    found = escape(text)
+    assert found.replace("\\", "").replace("<!-- -->", "") == text
+    assert not re.search(r"http:|www\.|mailto:", found)
+
+
+def test_of_each_hundred_adds_up_to_a_hundred(tmp_path: Path) -> None:
+    """Causes of less than a half are the rest, in the words as in the numbers."""
+    shares = [0.4876, 0.3, 0.2044, 0.0041, 0.0039, 0.0]
+    rows = of_a_hundred([{"cause": str(place), "share": share} for place, share in enumerate(shares)])
+    assert [row["cause"] for row in rows] == ["0", "1", "2", None]
+    assert sum(row["amount"] for row in rows) == pytest.approx(100)
+    folder = made_run(tmp_path)
+    summarise_and_report(folder)
+    line = re.search(r"Of each 100 device-hours: (.*)\.\n", (folder.path / "report.md").read_text())
+    assert line is not None
+    amounts = [float(part.split()[0]) for part in line[1].split(", ")]
+    assert sum(amounts) == pytest.approx(100)
+
+
+def test_what_has_no_metric_is_not_called_by_one(tmp_path: Path) -> None:
+    """A run without evaluations."""
+    folder = made_run(tmp_path)
+    run = load_run(folder)
+    summary = summarise(run)
+    summary["quality"] = {**summary["quality"], "metric": None, "best": None}
+    assert "no metric" not in markdown(run_report(summary, pictures(run, summary, folder)))
+
+
+def test_a_batch_that_is_not_known_says_why(tmp_path: Path) -> None:
+    """As every figure that is not known: of a loop of its own that told no samples."""
+    unknown = dict.fromkeys(("micro_batch", "grad_accumulation", "global_batch"))
+    folder = made_run(tmp_path, config={"strategy": "own", "engine": "own", **unknown})
+    summarise_and_report(folder)
+    assert "- Global batch: **–** (a job's own loop does not tell it)" in (folder.path / "report.md").read_text()
+
+
+def test_the_box_says_how_much_of_the_step_the_cause_takes(tmp_path: Path) -> None:
+    """As the terminal does."""
+    folder = made_run(tmp_path)
+    run = load_run(folder)
+    summary, drawn = summarise(run), pictures(run, summarise(run), folder)
+    verdict = {"label": "input_bound", "severity_share": 0.39, "says": ""}
+    drawn["facts"]["diagnosis"] = {"verdict": verdict, "findings": []}
+    assert "Diagnosis: input\\_bound, 39% of the step." in markdown(run_report(summary, drawn))
 
 
 @pytest.mark.fault(62)
@@ -272,4 +322,6 @@ def test_a_folder_that_is_no_runs_stops_no_other(tmp_path: Path, capsys: pytest.
     assert all(name in told for name in (names[0], names[1], names[3], names[4]))
     assert told.count("upgrade") == 2
     assert (summed / "summary.json").read_text() == '{"schema": 999}'
+    assert run_command(["report", str(folder.path / "run.json")]) == Exit.USAGE
+    assert "run.json: a file, not a folder" in capsys.readouterr().err
     assert (folder.path / "report.html").is_file()

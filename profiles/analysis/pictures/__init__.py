@@ -14,7 +14,7 @@ from ..load import Run
 from ..withheld import is_withheld
 from .facts import facts
 from .ranks import ranks
-from .shares import branches, exposed, fullest_ranks, kinds, losses, sent
+from .shares import branches, exposed, fullest_ranks, kinds, losses, of_a_hundred, sent
 from .steps import histogram, loss, step_series
 from .timeline import timeline
 from .verdict import verdict
@@ -34,6 +34,7 @@ def pictures(run: Run, summary: Mapping[str, Any], folder: RunFolder) -> dict[st
         "exposed": exposed(summary),
         "sent": sent(summary, known["law"]),
         "kinds": kinds(summary),
+        "of_a_hundred": of_a_hundred((summary["cost"] or {}).get("by_cause_leaves")),
         "fullest_ranks": fullest_ranks(summary),
         "branches": branches(summary),
         "loss": loss(summary["loss"]),

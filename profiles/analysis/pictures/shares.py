@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,24 @@ def branches(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Operations of a sample by branch of the model, and their shares of all."""
     found = summary["model"].get("flops_by_branch") or {}
     return _shares(found, sum(found.values()), "flops")
+
+
+def of_a_hundred(leaves: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """What each cause takes of 100, in tenths that sum to all of it (largest remainders); those of less than a half
+    together, as a last row without a `cause`."""
+    rows = [row for row in leaves or () if row["share"] is not None]
+    if not rows:
+        return []
+    exact = [row["share"] * 1000 for row in rows]
+    tenths = [math.floor(each) for each in exact]
+    order = sorted(range(len(rows)), key=lambda place: tenths[place] - exact[place])
+    for place in order[: max(0, round(sum(exact)) - sum(tenths))]:
+        tenths[place] += 1
+    named = [
+        {"cause": row["cause"], "amount": count / 10} for row, count in zip(rows, tenths, strict=True) if count >= 5
+    ]
+    rest = sum(count for count in tenths if count < 5)
+    return [*named, *([{"cause": None, "amount": rest / 10}] if rest else [])]
 
 
 def losses(values: Sequence[float | None] | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def said_by(trace: Trace) -> dict[str, Any]:
         "file": trace.path.name,
         "events": len(trace),
         "dropped": dict(trace.dropped),
-        "damage": list(trace.damage),
+        "damage": [*trace.damage, *_odd_facts(trace)],
         "cut": trace.cut,
         "steps": [
             {"number": number, "seconds": took / 1e9, "host_seconds": (end - begin) / 1e9}
@@ -131,6 +131,17 @@ def facts_of(trace: Trace) -> Mapping[str, Any]:
         "world_size": world if _number(world, 1) else None,
         "device_name": shown(first["name"]) if isinstance(first.get("name"), str) else None,
     }
+
+
+def _odd_facts(trace: Trace) -> list[str]:
+    """What the trace tells of its job that cannot be."""
+    job = trace.metadata.get("distributedInfo")
+    job = job if isinstance(job, dict) else {}
+    return [
+        f"its distributedInfo.{name} is {shown(str(job[name]))[:40]}, which is no {what}: taken as unknown"
+        for name, least, what in (("rank", 0, "rank"), ("world_size", 1, "number of ranks"))
+        if job.get(name) is not None and not _number(job[name], least)
+    ]
 
 
 def _number(value: Any, least: int) -> bool:

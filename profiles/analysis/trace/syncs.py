@@ -19,6 +19,7 @@ _SYNC_CALLS = (
 SYNC_OPERATORS = r"aten::(item|_local_scalar_dense|nonzero|is_nonzero|masked_select|unique\w*|equal|bincount)$"
 _PAGEABLE = re.compile(r"Pageable")
 _MEASURING = "scalelab/profiles/capture/"
+_PACKAGE = re.compile(r"^/.*/scalelab/(?=(launch|profiles|models|data|reports)/)")
 _LINE = re.compile(r"(?P<file>[^;]*\.pyx?)\((?P<line>\d+)\): (?P<function>[^;]*)")
 # Frames that are no one's own code: torch and what stands with it, the interpreter's library.
 _LIBRARY = re.compile(
@@ -129,4 +130,9 @@ def _own_line(frame: str) -> str | None:
     match = _LINE.search(frame)
     if match is None or _LIBRARY.search(match["file"]):
         return None
-    return f"{match['file'].strip()}:{match['line']} ({match['function'].strip()})"
+    return within_package(f"{match['file'].strip()}:{match['line']} ({match['function'].strip()})")
+
+
+def within_package(source: str) -> str:
+    """A line of source, its path from our package on where it is in it, wherever that is installed."""
+    return _PACKAGE.sub("scalelab/", source)

@@ -43,7 +43,7 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     of = ""
     if peak is not None:
         each = units.metric(peak["flops_per_second"], "FLOP/s")
-        of = f"of {each} on each of {peak['devices']} device(s), {peak['source']}"
+        of = f"of {each}, {units.peak_of(summary['device'], peak['devices'])}, {peak['source']}"
     flops, useful = model.get("flops_per_sample"), use["useful_fraction"]
 
     def note(value: float | None, path: str, words: str = "") -> str:

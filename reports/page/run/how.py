@@ -22,8 +22,8 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     if summary["unreadable_lines"]:
         blocks.append(
             Paragraph(
-                f"{summary['unreadable_lines']} lines of the records could not be read (a half last line, damage) "
-                "and enter nothing.",
+                f"Lines of the records that could not be read (a half last line, damage), and enter nothing: "
+                f"{summary['unreadable_lines']}.",
                 "warning",
             )
         )
@@ -53,10 +53,11 @@ def _of_a_run(summary: Mapping[str, Any]) -> list[list[str]]:
         else "a monotonic clock in the calling thread"
     )
     memory = summary["memory"]["source"] or "not in this run"
+    measured, profiled = (units.counted(steps[name], f"{name} step") for name in ("measured", "profiled"))
     return [
         [
             "samples/s, step",
-            f"{steps['measured']} measured steps after {steps['warmup']} of warm-up, timed by {clock}; mean over ranks",
+            f"{measured} after {steps['warmup']} of warm-up, timed by {clock}; mean over ranks",
         ],
         [
             "intervals of step and throughput",
@@ -77,7 +78,10 @@ def _of_a_run(summary: Mapping[str, Any]) -> list[list[str]]:
         ["device-hours", "ranks x mean step / samples of a step; an hour of a CPU rank is not an hour of a GPU"],
         ["money", summary["cost"]["price_source"] or "no price was given"],
         ["telemetry", _energy(summary)],
-        ["traces", f"torch's profiler over {steps['profiled']} steps after the measured ones; in no other figure"],
+        [
+            "traces",
+            f"torch's profiler: {profiled} after the measured ones, in no other figure",
+        ],
         ["rates at rest", _calibration(summary)],
     ]
 

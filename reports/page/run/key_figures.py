@@ -79,7 +79,7 @@ def _of_a_run(summary: Mapping[str, Any]) -> Rows:
             units.usd(cost["usd_per_million_samples"]),
             _told(summary, cost["usd_per_million_samples"], str(cost["price_source"]), per_million),
         ),
-        ("MFU", units.percent(use["mfu"]), _told(summary, use["mfu"], _peak(use["peak"]), "utilization.mfu")),
+        ("MFU", units.percent(use["mfu"]), _told(summary, use["mfu"], _peak(summary), "utilization.mfu")),
         (
             "Peak memory, worst rank",
             units.size(memory["peak_bytes"]),
@@ -106,14 +106,15 @@ def _told(summary: Mapping[str, Any], value: Any, note: str, path: str) -> str:
     return why(summary, path) if value is None else note
 
 
-def _peak(peak: Mapping[str, Any] | None) -> str:
-    if peak is None:
+def _peak(summary: Mapping[str, Any]) -> str:
+    if (peak := summary["utilization"]["peak"]) is None:
         return ""
-    return f"of {units.metric(peak['flops_per_second'], 'FLOP/s')} in {peak['dtype']} a device: {peak['source']}"
+    rate = units.metric(peak["flops_per_second"], "FLOP/s")
+    return f"of {rate} in {peak['dtype']}, {units.peak_of(summary['device'], peak['devices'])}: {peak['source']}"
 
 
 def _batch(summary: Mapping[str, Any]) -> str:
     parts = (summary["micro_batch"], summary["grad_accumulation"], summary["world_size"])
     if summary["global_batch"] is None:
         return why(summary, "global_batch")
-    return "" if None in parts else f"{parts[0]} a rank x {parts[1]} accumulated x {parts[2]} ranks"
+    return "" if None in parts else f"{parts[0]} a rank x {parts[1]} accumulated x {units.counted(parts[2], 'rank')}"

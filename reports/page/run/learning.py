@@ -19,9 +19,9 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         found = pictures["losses"]
         if found["known"]:
             ends = f"Loss {found['first']:.4g} at first, {found['last']:.4g} at last"
-            blocks.append(Paragraph(f"{ends}, over {found['known']} steps, mean over ranks."))
+            blocks.append(Paragraph(f"{ends}, over {units.counted(found['known'], 'step')}, mean over ranks."))
         if found["missing"]:
-            blocks.append(Paragraph(f"In {found['missing']} steps it was not finite.", "warning"))
+            blocks.append(Paragraph(f"In {units.counted(found['missing'], 'step')} it was not finite.", "warning"))
         blocks.append(_curve("loss", "Loss", "training loss", drawn))
     else:
         blocks.append(Paragraph(f"The loss is not known: {why(summary, 'loss')}.", "note"))
@@ -32,17 +32,16 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     blocks.append(_quality(summary))
     if summary["steps"]["skipped"]:
         blocks.append(
-            Paragraph(f"{summary['steps']['skipped']} updates were skipped: a gradient was not finite.", "warning")
+            Paragraph(
+                f"{units.counted(summary['steps']['skipped'], 'update')} left out: a gradient was not finite.",
+                "warning",
+            )
         )
     data = summary.get("data")
     if data and data["skipped_samples"]:
         first = data["skipped"][0]["message"] if data["skipped"] else ""
-        blocks.append(
-            Paragraph(
-                f"{data['skipped_samples']} damaged samples were left out ({data['policy']}), the first: {first}",
-                "warning",
-            )
-        )
+        damaged = units.counted(data["skipped_samples"], "damaged sample")
+        blocks.append(Paragraph(f"{damaged} left out ({data['policy']}), the first: {first}", "warning"))
     return Section("learning", "Loss and quality", blocks)
 
 
@@ -61,14 +60,14 @@ def _quality(summary: Mapping[str, Any]) -> Table:
         Column("value", "value"),
         Column("note", "note", numeric=False),
     ]
-    metric = found["metric"] or "no metric"
+    metric = f"best {found['metric']}" if found["metric"] else "best value of the metric"
 
     def note(name: str) -> str:
         return "" if found[name] is not None else why(summary, f"quality.{name}")
 
     best = units.UNKNOWN if found["best"] is None else f"{found['best']:.4g}"
     rows = [
-        [f"best {metric}", Number(best, found["best"]), note("best")],
+        [metric, Number(best, found["best"]), note("best")],
         [
             "time to the target",
             Number(units.days(found["seconds_to_target"]), found["seconds_to_target"]),

@@ -25,7 +25,10 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
     leaves = cost.get("by_cause_leaves")
     if leaves:
         unit = "$100" if cost[PER_MILLION] is not None else "100 device-hours"
-        blocks += [Paragraph(_of_each(leaves, unit)), _table(leaves, cost.get("by_cause_total") or {})]
+        blocks += [
+            Paragraph(_of_each(pictures["of_a_hundred"], unit)),
+            _table(leaves, cost.get("by_cause_total") or {}),
+        ]
     else:
         blocks.append(Paragraph(f"Which cause takes how much is not known: {why(summary, 'cost.by_cause')}.", "note"))
     if (whole := cost["whole_run"]) is not None:
@@ -71,9 +74,9 @@ def _why(summary: Mapping[str, Any], name: str) -> str:
     return why(summary, f"cost.{name}")
 
 
-def _of_each(leaves: Sequence[Mapping[str, Any]], unit: str) -> str:
+def _of_each(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     sign = "$" if unit.startswith("$") else ""
-    parts = [f"{sign}{row['share'] * 100:.3g} {leaf(row['cause'])}" for row in leaves if row["share"] >= 0.005]
+    parts = [f"{sign}{row['amount']:.1f} {leaf(row['cause']) if row['cause'] else 'the rest'}" for row in rows]
     return f"Of each {unit}: {', '.join(parts)}."
 
 

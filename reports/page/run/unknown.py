@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ... import units
 from ..section import Block, Column, More, Paragraph, Section, Table
 
 PLACE = 140
@@ -24,10 +25,8 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         Column("fields of summary.json that are null", "fields", numeric=False),
     ]
     rows = [[why, ", ".join(paths)] for why, paths in sorted(by_reason.items(), key=lambda item: -len(item[1]))]
-    told = (
-        f"{len(reasons)} places of summary.json are null or empty, for {len(by_reason)} reasons. None of them is 0 or "
-        "a guess."
-    )
+    places, because = units.counted(len(reasons), "field"), units.counted(len(by_reason), "reason")
+    told = f"Null or empty in summary.json: {places}, for {because}. None of them is 0 or a guess."
     table = Table("unknown", "Every null and its reason", columns, rows)
     shown: list[Block] = [table] if len(rows) <= OPEN else [More("All of them", [table])]
     return Section("unknown", title, [Paragraph(told), *shown])

@@ -173,7 +173,7 @@ def on_device(h2d: float = 0.0, **idle: float) -> dict[str, Any]:
         "idle": {f"{name}_seconds": 5 * idle.get(name, 0.0) for name in names},
         "launch_delay_seconds": {"median": 6e-6, "p90": 9e-6},
     }  # fmt: skip
-    row = {"unusable": None, "steps": [{"seconds": WHOLE}] * 5, "devices": [device]}
+    row = {"unusable": None, "cut": False, "steps": [{"seconds": WHOLE}] * 5, "devices": [device]}
     return diagnose(run, {**summarise(run), "trace": {"per_rank": [row]}})
 
 
