@@ -1,5 +1,5 @@
-"""What moves on the screen while a sweep goes on: a line for each run when it has ended, and on a terminal one below
-that says what the run at hand is doing."""
+"""What moves on the screen while a sweep goes on: a line for each run when it has ended, and one that says what the run
+at hand is doing, redrawn on a terminal and printed now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from .console import Console
 
 # How often the log of the run at hand is looked at.
 LOOK_SECONDS = 1.0
+# The same where each look leaves a line.
+PLAIN_SECONDS = 10.0
 _TAIL_BYTES = 4096
 
 
 class SweepLive:
-    """Shows a sweep's progress. A context manager; off a terminal there are plain lines alone."""
+    """Shows a sweep's progress. A context manager; off a terminal its lines are plain."""
 
     def __init__(
         self,
@@ -54,21 +56,28 @@ class SweepLive:
 
     def begins(self, key: tuple[str, int], number: int, total: int) -> None:
         self._log, self._head = self._folder.log_file(*key), f"[{number}/{total}] {self.words(*key)}"
-        self._began, self._looked = self._clock(), float("-inf")
-        self.tick()
+        self._begin()
 
     def trial(self, cell: str, micro_batch: int, log: Path) -> None:
         """A trial of a micro-batch begins."""
         self._log, self._head = log, f"{cell}: trial of micro-batch {micro_batch}"
-        self._began, self._looked = self._clock(), float("-inf")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Off a terminal a run that is soon over has no line but that of its end."""
+        self._began = self._clock()
+        self._looked = self._began if self._live is None else float("-inf")
         self.tick()
 
     def tick(self) -> None:
         now = self._clock()
-        if self._live is None or now - self._looked < LOOK_SECONDS:
+        if now - self._looked < (PLAIN_SECONDS if self._live is None else LOOK_SECONDS):
             return
         self._looked = now
         line = f"{self._head} ({now - self._began:.0f} s): {self._said()}"
+        if self._live is None:
+            self.say(line)
+            return
         self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 
     def ended(self, attempt: Attempt, number: int, total: int, left_seconds: float | None) -> None:

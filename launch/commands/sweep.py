@@ -84,16 +84,17 @@ def _sweep(
                 matrix = fitted(folder, matrix, here, asked.best_batch_max, display, interrupts)
                 plan = refilled(folder, plan, matrix)
                 display.plan = plan
-            _announce(folder, plan, asked.repeats)
+            _announce(folder, plan, asked.repeats, here)
             given = {each.cell.name: each.given for each in (*matrix, *hidden)}
             outcome = run_sweep(folder, plan, given, display, interrupts, repeats=asked.repeats)
         _conclude(folder, outcome, as_json=as_json)
     return outcome.exit_code
 
 
-def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
+def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int, here: Devices) -> None:
     """Say what is to be done and how long it takes, as far as that is known."""
     from ...reports.sweep_live import duration
+    from ..sweep.emulated import emulated_notes
     from ..sweep.runner import expected_seconds, missing
 
     for cell in plan.cells:
@@ -101,6 +102,9 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int) -> None:
             _say(f"refused: {cell.name}: {cell.refused}")
     attempts, _ = folder.attempts()
     todo = missing(folder, plan, attempts, repeats)
+    names = {name for name, _ in todo}
+    for note in emulated_notes([cell for cell in plan.cells if cell.name in names], here):
+        _say(f"note: {note}")
     done = len({key for key in plan.order if key[1] <= repeats} - set(todo))
     before = f" ({done} are there)" if done else ""
     seconds = expected_seconds(todo, attempts)

@@ -75,9 +75,11 @@ def sweep_report(summary: Mapping[str, Any]) -> Report:
     """The report of a sweep, from its summary."""
     summary = tidy(summary)
     cells = summary["cells"]
+    strategies = ", ".join(dict.fromkeys(str(each["strategy"]) for each in cells))
+    counts = f"{len(cells)} cells, {summary['runs']['planned']} runs, {summary['scaling']} scaling"
     return Report(
-        title=summary["sweep_id"],
-        subtitle=f"{len(cells)} cells, {summary['runs']['planned']} runs, {summary['scaling']} scaling",
+        title=strategies if summary["model"] is None else f"{summary['model']}: {strategies}",
+        subtitle=f"sweep {summary['sweep_id']} · {counts}",
         sections=sections("sweep", summary),
         footer=f"Made by scalelab from the folder of {summary['sweep_id']} alone. {TWIN} beside {PAGE} says the "
         f"same in plain text, {TABLES}/ holds every table as CSV, sweep-summary.json every number.",

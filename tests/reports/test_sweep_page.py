@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from scalelab.profiles.analysis.sweep import write_sweep_summary
-from scalelab.reports.page.section import Chart, Number, Paragraph, Table
-from scalelab.reports.page.sweep import cells, cost, scaling
+from scalelab.reports.page.section import Chart, More, Number, Paragraph, Table
+from scalelab.reports.page.sweep import about, cells, cost, scaling
+from scalelab.reports.page.write import sweep_report
 
 from tests.support.sweeps import MadeSweep
 
@@ -79,6 +80,24 @@ def test_each_cell_shows_what_its_runs_were_diagnosed_with(tmp_path: Path) -> No
     assert summary["cells"][1]["reasons"]["diagnosis"]
     (table,) = (each for each in cells.section(summary).blocks if isinstance(each, Table) and each.name == "cells")
     assert "cpu_contention, healthy" in table.rows[0]
+
+
+def test_the_page_is_named_after_what_it_compares_and_the_front_is_labelled(tmp_path: Path) -> None:
+    """Model and strategies, not a hash; names beside the dots of the front; many reasons are folded away."""
+    made = MadeSweep(tmp_path / "sweep")
+    for strategy, world, seconds in (("ddp", 1, 1.0), ("ddp", 2, 0.6), ("zero3", 2, 0.7)):
+        made.cell(strategy, world, [seconds])
+    for index, cell in enumerate(made.cells):
+        made.cells[index] = cell.model_copy(update={"config": {**cell.config, "model": "models/mine.py"}})
+    summary = write_sweep_summary(made.write())
+    report = sweep_report(summary)
+    assert (report.title, report.subtitle[:20]) == ("mine.py: ddp, zero3", "sweep sweep-0123abcd")
+    front, others, *_ = chart(cost.section(summary), "pareto").data
+    assert (front["mode"], front["text"]) == ("lines+markers+text", ["ddp-fp32-x2", "ddp-fp32-x1"])
+    assert front["textposition"] == ["top right", "top left"]
+    assert others["mode"] == "markers"
+    folded = about.section({**summary, "reasons": {str(index): str(index) for index in range(9)}})
+    assert isinstance(folded.blocks[-1], More)
 
 
 def test_linear_scaling_is_on_the_ideal_line_of_its_base(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def summarise_sweep(folder: SweepFolder, given: Given, asked: dict[str, float | 
         notes.append(f"{runs.unreadable_attempts} lines of attempts.jsonl could not be read")
     devices = _devices(results)
     figures = [each for each in results if each.row["state"] == "measured"]
+    model = next((str(cell.config["model"]) for cell in cells if cell.config.get("model")), None)
+    if model is None:
+        reasons["model"] = "sweep.json does not name it"
     if len(devices) > 1:
         names = ", ".join(f"{row['device_name']} ({', '.join(row['cells'])})" for row in devices)
         notes.append(f"mixed hardware, so cells are not ranked: {names}")
@@ -66,6 +69,8 @@ def summarise_sweep(folder: SweepFolder, given: Given, asked: dict[str, float | 
         "sweep_id": plan.sweep_id,
         "created_utc": plan.created_utc,
         "command": plan.command,
+        # The same in all cells; of a file its name.
+        "model": None if model is None else model.rsplit("/", 1)[-1],
         "scaling": plan.scaling,
         "repeats": plan.repeats,
         "seed": plan.seed,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..section import Block, Column, Paragraph, Section, Table, Verbatim
+from ..section import Block, Column, More, Paragraph, Section, Table, Verbatim
 
 PLACE = 90
+# More reasons than these are folded away.
+OPEN = 4
 
 
 def section(summary: Mapping[str, Any]) -> Section:
@@ -46,9 +48,7 @@ def section(summary: Mapping[str, Any]) -> Section:
             Column("why", "why", numeric=False),
             Column("null in sweep-summary.json", "fields", numeric=False),
         ]
-        blocks.append(
-            Table(
-                "unknown", "What is null, and why", columns, [[why, ", ".join(paths)] for why, paths in by_why.items()]
-            )
-        )
+        rows = [[why, ", ".join(paths)] for why, paths in by_why.items()]
+        table = Table("unknown", "What is null, and why", columns, rows)
+        blocks.append(table if len(rows) <= OPEN else More("What is null, and why", [table]))
     return Section("about", "How it was made, and what is not known", blocks)

@@ -69,14 +69,18 @@ def _table(cells: list[Mapping[str, Any]]) -> Table:
 def _pareto(pareto: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> Chart:
     front = sorted((each for each in pareto["points"] if each["on_front"]), key=lambda each: each["seconds_per_sample"])
     others = [each for each in pareto["points"] if not each["on_front"]]
-    data = [_points("on the front", front, "first", "lines+markers", line={"dash": "dot", "width": 1})]
+    # Names stand to the right of their dots, that of the last one to the left: it is at the edge.
+    slowest = max(each["seconds_per_sample"] for each in pareto["points"])
+    sides = ["top left" if 0 < each["seconds_per_sample"] == slowest else "top right" for each in front]
+    named = {"line": {"dash": "dot", "width": 1}, "textposition": sides, "cliponaxis": False}
+    data = [_points("on the front", front, "first", "lines+markers+text", **named)]
     if others:
         data.append(_points("beaten in both", others, "quiet", "markers"))
     if taken := [each for each in pareto["points"] if cells[each["cell"]]["recommended"]]:
         data.append(_points("recommended", taken, "mark", "markers", marker={"size": 16, "symbol": "circle-open"}))
     what = "$ per million samples" if pareto["cost"] == USD else "device-hours per million samples"
     layout = {
-        "xaxis": {"title": {"text": "milliseconds per sample (left is faster)"}},
+        "xaxis": {"title": {"text": "milliseconds per sample (left is faster)"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": what}, "rangemode": "tozero"},
     }
     caption = (
