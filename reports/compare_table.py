@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from . import units
 from .table import size
 
 Comparison = Mapping[str, Any]
@@ -109,7 +110,8 @@ def _sides(found: Comparison, names: tuple[str, str]) -> list[Text]:
     lines = []
     for key, name in zip("ab", names, strict=True):
         side = found[key]
-        model = side["model"] if side["parameters"] is None else f"{side['model']} ({side['parameters']:,} parameters)"
+        model = units.model(side["model"])
+        model += "" if side["parameters"] is None else f" ({side['parameters']:,} parameters)"
         own = "its own loop" if side["strategy"] == "own" else f"{side['strategy']} {side['precision']['name']}"
         runs = side["runs"]
         which = runs[0]["run_id"] if len(runs) == 1 else f"{len(runs)} runs, {runs[0]['run_id']} the first"

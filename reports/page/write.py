@@ -12,6 +12,7 @@ from ...profiles.analysis.load import Run
 from ...profiles.analysis.pictures import pictures
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import replace_file, writing
+from .. import units
 from .html import page
 from .markdown import markdown
 from .section import Report, Section, tables_of
@@ -43,7 +44,7 @@ def run_report(summary: Mapping[str, Any], drawn: Mapping[str, Any]) -> Report:
     own = {"own": "its own loop", None: "imported"}.get(summary["strategy"], how)
     return Report(
         title=summary["name"],
-        subtitle=" · ".join(filter(None, (summary["model"]["name"], own, world, summary["run_id"]))),
+        subtitle=" · ".join(filter(None, (units.model(summary["model"]["name"]), own, world, summary["run_id"]))),
         sections=sections("run", summary, drawn),
         footer=f"Made by scalelab from the folder of run {summary['run_id']} alone. {TWIN} beside {PAGE} says the same "
         f"in plain text, {TABLES}/ holds every table as CSV, summary.json every number.",
