@@ -26,7 +26,7 @@ def find(facts: Facts) -> Answer:
         return CannotTell(
             label="cpu_contention",
             lacks="who else was on this host's cores during the measured steps",
-            rerun="the run again under scalelab run, for 5 s or more",
+            rerun=f"{'the model under scalelab run' if facts.own_loop else 'the run again'}, for 5 s or more",
             matters=share >= facts.limits.least_share,
         )
     others = sum(use.others + use.stolen for use in uses)
