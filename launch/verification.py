@@ -141,10 +141,11 @@ def verify(
     stream: TextIO,
     make: Make = make_run,
     around: str = "",
+    around_seconds: float | None = None,
 ) -> Verified:
     """Make what is missing of `rounds` rounds in `out`, and hold both sides against each other. Progress goes to
     `stream`; `make` makes a run, with that `around` it which its options do not say: runs with other surroundings are
-    other runs."""
+    other runs. `around_seconds` a run is said to take besides its steps."""
     cells = sides(facts, change, steps, devices)
 
     def say(text: str) -> None:
@@ -160,8 +161,9 @@ def verify(
     with opened(out, _plan(cells, rounds, devices, around), say, latest=False) as (folder, plan):
         steps_each = cells[0].cell.config["warmup"] + cells[0].cell.config["steps"]
         say(
-            f"verifying {words(change.options)} in {folder.path}: {rounds} rounds of both sides, in turn, of "
-            f"{steps_each:,} steps each{_about(change.step_seconds, 2 * rounds * steps_each)}"
+            f"verifying {words(change.options)}, the change for {change.label}, in {folder.path}: {rounds} rounds of "
+            f"both sides, in turn, of {steps_each:,} steps each"
+            f"{_about(change.step_seconds, steps_each, 2 * rounds, around_seconds)}"
         )
         with Interrupts() as interrupts, _Live(stream, folder, plan, plain) as display:
             given = {each.cell.name: each.given for each in cells}
@@ -174,8 +176,22 @@ def verify(
         )
 
 
-def _about(step_seconds: float | None, steps: int) -> str:
-    return "" if step_seconds is None else f": about {step_seconds * steps / 60:.0f} min, and each run's start"
+def around_seconds(summary: Facts) -> float | None:
+    """What a run took besides its steps: its start, and its end where that has no steps of its own."""
+    whole = (summary.get("cost") or {}).get("whole_run")
+    if whole is None:
+        return None
+    parts = {each["part"]: each["seconds"] for each in whole["parts"]}
+    steps_after = summary.get("counterfactual") or summary.get("trace")
+    return parts["start_up"] + (0.0 if steps_after else parts["after_training"])
+
+
+def _about(step_seconds: float | None, steps: int, runs: int, around: float | None) -> str:
+    if step_seconds is None:
+        return ""
+    minutes = (step_seconds * steps + (around or 0.0)) * runs / 60
+    rest = "and each run's start" if around is None else f"{around * runs / 60:.1f} of it the runs' starts and ends"
+    return f": about {minutes:.1f} min, {rest}"
 
 
 class _Live(SweepLive):

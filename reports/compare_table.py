@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..profiles.analysis.telling import TOO_FEW
-from . import scaled
+from . import scaled, units
 from .fitting import Fitting
 from .table import size
 
@@ -133,7 +133,8 @@ def _sides(found: Comparison, names: tuple[str, str]) -> list[Text]:
     lines = []
     for key, name in zip("ab", names, strict=True):
         side = found[key]
-        model = side["model"] if side["parameters"] is None else f"{side['model']} ({side['parameters']:,} parameters)"
+        model = units.model(side["model"])
+        model += "" if side["parameters"] is None else f" ({side['parameters']:,} parameters)"
         own = "its own loop" if side["strategy"] == "own" else f"{side['strategy']} {side['precision']['name']}"
         runs = side["runs"]
         which = runs[0]["run_id"] if len(runs) == 1 else f"{len(runs)} runs, {runs[0]['run_id']} the first"

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from . import units
 from .trace import trace_table
+from .units import model, told
 
 CAUSES = {
     "free_wire": "communication (a free wire)",
@@ -49,7 +50,7 @@ def _headline(summary: Mapping[str, Any]) -> Text:
     how += [f"{summary['checkpointing']} checkpointing"] if summary["checkpointing"] not in (None, "none") else []
     how += ["compiled"] if summary["compile"] else []
     how += [f"through {summary['engine']}"] if summary["engine"] not in ("own", "native") else []
-    line = f"{summary['model']['name']}{size}  {'  '.join(how)}  {ranks}"
+    line = f"{model(summary['model']['name'])}{size}  {'  '.join(how)}  {ranks}"
     return Text(line, style="bold")
 
 
@@ -107,12 +108,14 @@ def _tail(summary: Mapping[str, Any]) -> list[RenderableType]:
     table.add_column("without it a step saves")
     table.add_column("ms", justify="right")
     table.add_column("95 % interval", justify="right")
+    table.add_column("", style="yellow")
     for cause, row in summary["counterfactual"].items():
-        table.add_row(CAUSES[cause], f"{row['headroom_seconds'] * 1e3:.1f}", _interval(row["ci95"], 1e3, "ms"))
+        spread = _interval(row["ci95"], 1e3, "ms")
+        table.add_row(CAUSES[cause], f"{row['headroom_seconds'] * 1e3:.1f}", spread, told(row["ci95"]))
     if (cost := summary["overhead"]) is not None:
         table.add_section()
         spread = _interval(cost["ci95"], 100, "%")
-        table.add_row("measuring, share of the bare step", f"{cost['share_of_step']:.2%}", spread)
+        table.add_row("measuring, share of the bare step", f"{cost['share_of_step']:.2%}", spread, told(cost["ci95"]))
         if cost["calls_share_of_step"] is not None:
             table.add_row("in the probe's own calls, timed", f"{cost['calls_share_of_step']:.2%}", "")
     return [table]

@@ -87,6 +87,19 @@ def interval(bounds: Sequence[float] | None, scale: float = 1.0, unit: str = "")
     return f"[{figures(bounds[0] * scale)}, {figures(bounds[1] * scale)}]{f' {unit}' if unit else ''}"
 
 
+NOT_TOLD = "not told from 0"
+
+
+def told(bounds: Sequence[float] | None) -> str:
+    """A warning where an interval spans 0, and nothing else."""
+    return NOT_TOLD if bounds is not None and bounds[0] <= 0 <= bounds[1] else ""
+
+
+def model(name: str) -> str:
+    """A model's name for readers: that of a scenario's file says nothing."""
+    return "the scenario's model" if name == "_subject" else name
+
+
 def days(value: float | None) -> str:
     """Seconds as hours and minutes."""
     if value is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ FLAGS = {
     "verify": "make the change that the diagnosis proposes: run both sides in turn, and say what it bought",
     "json": "print the diagnosis as JSON on stdout; everything else goes to stderr",
 }
+ONLY_WITH = {"rounds": "--verify", "steps": "--verify", "seed": "--scenario", "gpus": "--scenario"}
 # From as many on two sides are held against each other round by round.
 ROUNDS = 5
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
         for name, each in scenarios().items():
             print(f"  {name:24} {each.says} ({each.label})")
         return Exit.OK
+    if ignored := _ignored(options, flags):
+        raise ConfigError(ignored, hint="scalelab diagnose --help lists every option")
     if options.scenario is not None:
         planted, folder = _scenario(options)
     else:
@@ -76,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
         print(orjson.dumps({**diagnosis, "run_folder": str(folder.path)}).decode())
         return code
     Console(sys.stdout).print(diagnosis_card(diagnosis))
+    if options.scenario is not None:
+        print(f"\n{_planted(options.scenario, diagnosis)}")
     print(plain(f"\nrun folder: {folder.path}"), file=Steady(sys.stdout))
     if why is not None:
         _say(
@@ -83,6 +88,23 @@ def main(argv: Sequence[str]) -> int:
             + (f"\nhint: {why.hint}" if why.hint else "")
         )
     return code
+
+
+def _ignored(options: DiagnoseOptions, flags: set[str]) -> list[str]:
+    """Options that would do nothing."""
+    there = {"--verify": "verify" in flags, "--scenario": options.scenario is not None}
+    return [
+        f"--{name} does nothing without {needs}"
+        for name, needs in ONLY_WITH.items()
+        if name in options.model_fields_set and not there[needs]
+    ]
+
+
+def _planted(scenario: str, diagnosis: Mapping[str, Any]) -> str:
+    """What was planted beside what was said."""
+    label, said = scenarios()[scenario].label, diagnosis["verdict"]["label"]
+    named = label != said and any(row["label"] == label for row in diagnosis["findings"])
+    return f"planted: {label}; said: {said}{f' (and {label} under Also)' if named else ''}"
 
 
 def _folder(name: str) -> RunFolder:
@@ -108,7 +130,7 @@ def _diagnose(folder: RunFolder) -> dict[str, Any]:
 
 def _verify(folder: RunFolder, diagnosis: dict[str, Any], options: DiagnoseOptions, planted: Planted | None) -> Exit:
     """Add what the proposed change has bought to `diagnosis`, and to the folder's diagnosis.json."""
-    from ..verification import change_of, verify
+    from ..verification import around_seconds, change_of, verify
 
     verified = verify(
         folder.read("run.json") or {},
@@ -119,6 +141,7 @@ def _verify(folder: RunFolder, diagnosis: dict[str, Any], options: DiagnoseOptio
         devices=devices.detect(),
         stream=sys.stderr,
         make=make_run if planted is None else make_within(planted),
+        around_seconds=around_seconds(folder.read("summary.json") or {}),
         around="" if planted is None else f"{options.scenario} {options.seed}",
     )
     if verified.bought is None:

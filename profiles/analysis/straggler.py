@@ -14,6 +14,7 @@ from .statistics import block_bootstrap_mean
 LEAST_SHARE_OF_STEP = 0.05
 """Of the step's mean: a smaller excess, however sure, is nobody's concern."""
 UNATTRIBUTED = "unattributed"
+_NOBODY = "no rank is late:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,30 @@ def find_straggler(run: Run, exposed: Exposed, last: np.ndarray | None) -> Strag
     interval = block_bootstrap_mean(excess.tolist())
     mean, least = float(excess.mean()), LEAST_SHARE_OF_STEP * float(steps.mean())
     if interval is None or interval[0] <= least:
-        return f"no rank is late: rank {rank} has the most own time, {mean * 1e3:.2f} ms a step above the others' mean"
+        return f"{_NOBODY} rank {rank} has the most own time, {_why_not_late(mean, interval, float(steps.mean()))}"
     if last is None:
         return "the order in which ranks came to their collectives is not known"
     share = float((last == rank).mean())
     if _wilson_low(share, len(last)) <= 1 / len(own):
-        return f"no rank is late: rank {rank} has the most own time, but came last in only {share:.0%} of the steps"
+        return (
+            f"{_NOBODY} rank {rank} has the most own time, {mean * 1e3:.2f} ms a step above the others' mean, but came "
+            f"last in only {share:.0%} of the steps, as ranks that are alike may ({1 / len(own):.0%})"
+        )
     by_phase = {name: _excess(values, rank).mean() for name, values in own_phases(run, exposed).items()}
     return Straggler(rank=rank, share=share, cause=max(by_phase, key=lambda name: by_phase[name]), excess_seconds=mean)
+
+
+def _why_not_late(mean: float, interval: tuple[float, float] | None, step: float) -> str:
+    """Which criterion an excess of `mean` seconds did not meet."""
+    told = f"{mean * 1e3:.2f} ms a step above the others' mean, {mean / step:.1%} of it"
+    if mean <= LEAST_SHARE_OF_STEP * step:
+        return f"{told}: not more than {LEAST_SHARE_OF_STEP:.0%}"
+    if interval is None:
+        return f"{told}, of which no interval is known"
+    bounds = f"[{interval[0] * 1e3:.2f}, {interval[1] * 1e3:.2f}] ms"
+    if interval[0] <= 0:
+        return f"{told}, but its interval {bounds} includes 0"
+    return f"{told}, but its interval {bounds} begins below {LEAST_SHARE_OF_STEP:.0%}"
 
 
 def own_phases(run: Run, exposed: Exposed | None) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from ...profiles.analysis.load import Run
 from ...profiles.analysis.pictures import pictures
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import replace_file, writing
+from .. import units
 from .html import page
 from .markdown import markdown
 from .section import Report, Section, tables_of
@@ -55,7 +56,7 @@ def run_report(summary: Mapping[str, Any], drawn: Mapping[str, Any]) -> Report:
 def _of_a_run(summary: Mapping[str, Any]) -> tuple[str | None, ...]:
     own = summary["strategy"] == "own"
     how = "its own loop" if own else f"{summary['strategy']}, {summary['precision']['name']}"
-    return summary["model"]["name"], how, f"{summary['world_size']} x {summary['device_name']}"
+    return units.model(summary["model"]["name"]), how, f"{summary['world_size']} x {summary['device_name']}"
 
 
 def _of_traces(summary: Mapping[str, Any]) -> tuple[str | None, ...]:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ...runfolder import RunFolder
 from ..alike import unlike
 from ..between import Difference, student_t
 from ..compared import ComparedRun, Side
 from ..comparison import compare
 from ..effects import Against
+from ..load import Run, load_run
 from ..verdict import CONFIDENCE, MARGIN, MOST_REPEATS, ratio_effect, repeats_needed
+from .host import core_use
 
 _WORDS = {"higher": "slower", "lower": "faster", "no change": "no change", "cannot tell": "cannot tell"}
 # Steps whose mean loss is held against the other side's: one step's says little.
@@ -55,6 +58,9 @@ def bought(
             reasons["verdict"] = (
                 f"with it the run trains something else: losses differ from step {losses['first_apart']} on"
             )
+    crowd = others_cores_share([load_run(RunFolder(run.path)) for side in (before, after) for run in side.runs])
+    if crowd is None:
+        reasons["others_cores_share"] = "the hosts of these runs were not read often enough"
     if share is None:
         reasons["cause_share"] = "it was no matter of time"
     return {
@@ -69,12 +75,21 @@ def bought(
         "cause_ci95": None if ci95 is None else list(ci95),
         "rounds": min(len(before.runs), len(after.runs)),
         "needed": needed,
+        "others_cores_share": crowd,
         "peak_memory": _peak_memory(before.runs, after.runs, reasons),
         "decides_learning": decides,
         "learns": learns,
         "runs": {"before": [run.name for run in before.runs], "after": [run.name for run in after.runs]},
         "reasons": reasons,
     }
+
+
+def others_cores_share(runs: Sequence[Run]) -> float | None:
+    """How much of the cores others kept busy while these ran, the mean over runs: the noise that rounds fight. None
+    where no run's hosts tell."""
+    known = [uses for run in runs if (uses := core_use(run)) is not None]
+    shares = [sum(use.others + use.stolen for use in uses) / sum(use.cores for use in uses) for uses in known]
+    return float(np.mean(shares)) if shares else None
 
 
 def _time(before: Side, after: Side, per: str) -> tuple[Difference, str]:

@@ -43,9 +43,10 @@ class Facts:
     def again(self, option: str, value: Any) -> str:
         """How to run it again with `option` of `scalelab run`; where that was given, only its end was lacking."""
         flag = f"--{option.replace('_', '-')}"
-        if self.config.get(option) not in (None, False, 0, "off"):
+        if not self.own_loop and self.config.get(option) not in (None, False, 0, "off"):
             return f"the run again to its end ({flag} was on)"
-        return f"the run again with {flag}{'' if value is True else f' {value}'}"
+        what = "the model under scalelab run" if self.own_loop else "the run again"
+        return f"{what} with {flag}{'' if value is True else f' {value}'}"
 
     @property
     def device(self) -> str:

@@ -88,7 +88,9 @@ def _of_a_run(summary: Mapping[str, Any]) -> Rows:
         (
             "Measuring itself, of a step",
             units.percent(overhead and overhead["share_of_step"]),
-            _spread(overhead["ci95"], 100, "%") if overhead else why(summary, "overhead"),
+            ", ".join(filter(None, (_spread(overhead["ci95"], 100, "%"), units.told(overhead["ci95"]))))
+            if overhead
+            else why(summary, "overhead"),
         ),
         ("Global batch", units.count(summary["global_batch"]), _batch(summary)),
     ]

@@ -121,7 +121,7 @@ def readings(
             stolen_core_seconds=0.0, memory_used_bytes=used, memory_limit_bytes=8 << 30,
             memory_stall_seconds=stall * at, swap_used_bytes=0, major_faults=0,
         )
-        for at in np.arange(0.0, 60.0, 0.5)
+        for at in np.arange(0.0, 60.0, 0.5).tolist()
     ]  # fmt: skip
 
 

@@ -57,6 +57,18 @@ def test_no_option_is_proposed_that_was_given(given: str, says: str) -> None:
     assert says in lack["rerun"]
 
 
+def test_a_loop_of_its_own_is_told_no_option_that_it_does_not_have() -> None:
+    """But what the same model under scalelab run would tell."""
+    config = {"config": OWN}
+    run = made(fields=lambda rank, step: {"run_delay_seconds": 0.05}, batches=None)
+    ranks = tuple(replace(rank, memory_step=None, comm_plans={0: []}) for rank in run.ranks)
+    lacks = told(replace(run, run_json={**run.run_json, **config}, ranks=ranks))["cannot_tell"]
+    assert {"comm_bandwidth", "straggler_rank", "launch_bound", "cpu_contention"} <= {each["label"] for each in lacks}
+    for each in lacks:
+        assert "--" not in each["rerun"] or "under scalelab run" in each["rerun"]
+        assert not each["rerun"].startswith("the run again")
+
+
 def test_time_that_no_cause_has_leads_where_it_is_more_than_the_verdicts() -> None:
     """A sleep outside of the loop's phases beside a smaller checkpoint."""
     events = [EventRecord(event="checkpoint", step=step, start_seconds=0.0, seconds=0.2) for step in range(1, STEPS, 4)]

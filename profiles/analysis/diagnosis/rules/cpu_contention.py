@@ -26,7 +26,7 @@ def find(facts: Facts) -> Answer:
         return CannotTell(
             label="cpu_contention",
             lacks="who else was on this host's cores during the measured steps",
-            rerun="the run again under scalelab run, for 5 s or more",
+            rerun=f"{'the model under scalelab run' if facts.own_loop else 'the run again'}, for 5 s or more",
             matters=share >= facts.limits.least_share,
         )
     others = sum(use.others + use.stolen for use in uses)
@@ -36,7 +36,9 @@ def find(facts: Facts) -> Answer:
     own = sum(use.own for use in uses)
     # Where the run itself has more threads than cores, they wait for each other as well.
     part = 1.0 if facts.threads_wanted <= cores else others / (others + own)
-    removed = facts.computing(np.maximum(delay * part, _of_other_threads(facts, own, others, cores)))
+    lacked = np.maximum(delay * part, _of_other_threads(facts, own, others, cores))
+    removed = facts.computing(lacked)
+    headroom = facts.headroom(removed)
     worst, seconds = facts.ranks_by(delay.mean(axis=1))[0]
     evidence = [
         Evidence(
@@ -49,6 +51,7 @@ def find(facts: Facts) -> Answer:
             f"{own:.2g}",
             values={"others_cores": others, "own_cores": own, "cores": cores},
         ),
+        *_what_counts(facts, delay, lacked),
     ]
     if (stolen := sum(use.stolen for use in uses)) > facts.limits.stolen_share * cores:
         evidence.append(Evidence(says=f"the hypervisor took {stolen:.2g} cores' time", values={"stolen_cores": stolen}))
@@ -60,9 +63,24 @@ def find(facts: Facts) -> Answer:
             "ranks' "
             "cores (taskset, a cpuset)"
         ),
-        headroom=facts.headroom(removed),
+        headroom=headroom,
         removed=removed,
     )
+
+
+def _what_counts(facts: Facts, delay: np.ndarray, lacked: np.ndarray) -> list[Evidence]:
+    """Why what it would buy is another number than what ranks waited on average; nothing where it is the same."""
+    steps = np.arange(lacked.shape[1])
+    slowest = facts.own_total.argmax(axis=0)
+    waited, counted = (float(each[slowest, steps].mean()) for each in (delay, lacked))
+    alike = abs(counted - waited) <= (1 - facts.limits.taken_twice) * waited
+    if len(delay) == 1 and alike:
+        return []
+    threads = "" if alike else f", {milliseconds(counted)} of it for others' processes"
+    if not alike and counted > waited:
+        threads = f", and {milliseconds(counted)} with what its other threads lacked of cores"
+    says = f"ranks meet in every step, so that the slowest of each counts: it waited {milliseconds(waited)}{threads}"
+    return [Evidence(says=says, values={"slowest_seconds": waited, "counted_seconds": counted})]
 
 
 def _of_other_threads(facts: Facts, own: float, others: float, cores: int) -> np.ndarray:

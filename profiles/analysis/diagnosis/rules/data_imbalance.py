@@ -35,7 +35,7 @@ def find(facts: Facts) -> Answer:
         return CannotTell(
             label="data_imbalance",
             lacks="what the ranks' batches held",
-            rerun="the run again to its end, under scalelab run",
+            rerun="the model under scalelab run" if facts.own_loop else "the run again to its end",
             matters=False,
         )
     # What others on its core take of a rank's time follows nothing that its batch holds.

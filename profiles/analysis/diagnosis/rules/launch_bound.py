@@ -22,7 +22,7 @@ def _on_host(facts: Facts) -> Answer:
         return CannotTell(
             label="launch_bound",
             lacks="how many operators a step calls",
-            rerun=_recount(facts),
+            rerun=f"{facts.again('memory_step', 'on')}, which counts them",
             matters=False,
         )
     calls, each = counted
@@ -45,12 +45,6 @@ def _on_host(facts: Facts) -> Answer:
         headroom=facts.headroom(removed),
         removed=removed,
     )
-
-
-def _recount(facts: Facts) -> str:
-    if facts.own_loop:
-        return "the model under scalelab run, which counts them"
-    return f"{facts.again('memory_step', 'on')}, which counts them"
 
 
 def _on_device(facts: Facts) -> Answer:

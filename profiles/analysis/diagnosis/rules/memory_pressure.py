@@ -46,7 +46,7 @@ def find(facts: Facts) -> Answer:
             return CannotTell(
                 label="memory_pressure",
                 lacks="how much of its memory the run used, and whether it waited for any",
-                rerun="the run again under scalelab run, on a Linux that counts it (/proc/pressure/memory)",
+                rerun="the model under scalelab run, on a Linux that counts it (/proc/pressure/memory)",
                 matters=False,
             )
         return None

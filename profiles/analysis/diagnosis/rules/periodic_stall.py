@@ -30,7 +30,8 @@ def find(facts: Facts) -> Answer:
                 )
             )
         options = _less_often(facts)
-        says += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
+        rare = facts.limits.least_share / 5
+        says += [_rarer(facts, name, value, rare) for name, value in options.items()]
         if facts.own_loop:
             says.append("evaluate and save less often; persistent_workers=True keeps loader processes between epochs")
     gc = facts.garbage
@@ -70,6 +71,14 @@ def find(facts: Facts) -> Answer:
         headroom=_sum(parts),
         removed=removed,
     )
+
+
+def _rarer(facts: Facts, name: str, value: int, share: float) -> str:
+    """An option with the reason for its value; which may be more than this run's steps."""
+    what = "checkpoints" if name == "save_every" else "evaluations"
+    steps = facts.config.get("steps")
+    more = f" (a longer run's: this one has {steps} steps)" if steps and value > steps else ""
+    return f"--{name.replace('_', '-')} {value}{more}: as rare as that, {what} take at most {share:.0%} of the time"
 
 
 def _sum(parts: list[Headroom]) -> Headroom:

@@ -1,0 +1,47 @@
+"""`scalelab diagnose`: options that do nothing are refused, and what was planted stands beside what was said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scalelab.launch.cli import run_command
+from scalelab.launch.commands import diagnose
+from scalelab.launch.errors import Exit
+from scalelab.launch.verification import _about, around_seconds
+
+
+@pytest.mark.parametrize(
+    ("option", "needs"),
+    [("--rounds", "--verify"), ("--steps", "--verify"), ("--seed", "--scenario"), ("--gpus", "--scenario")],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    option: str, needs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name, also where the value given is the default."""
+    assert run_command(["diagnose", "runs/latest", option, "5"]) == Exit.USAGE
+    assert f"{option} does nothing without {needs}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "others", "line"),
+    [
+        ("input_bound", [], "planted: input_bound; said: input_bound"),
+        ("healthy", [], "planted: input_bound; said: healthy"),
+        ("cpu_contention", ["input_bound"], "planted: input_bound; said: cpu_contention (and input_bound under Also)"),
+    ],
+)
+def test_what_was_planted_stands_beside_what_was_said(said: str, others: list[str], line: str) -> None:
+    found: dict[str, Any] = {"verdict": {"label": said}, "findings": [{"label": each} for each in others]}
+    assert diagnose._planted("slow_loader", found) == line
+
+
+def test_a_verification_says_how_long_it_takes_with_each_runs_start() -> None:
+    """The end of a run counts where it has no steps of its own there."""
+    parts = [{"part": name, "seconds": each} for name, each in (("start_up", 7.0), ("after_training", 3.0))]
+    summary: dict[str, Any] = {"cost": {"whole_run": {"parts": parts}}, "counterfactual": None}
+    assert around_seconds(summary) == 10.0
+    assert around_seconds({**summary, "counterfactual": {}, "trace": {"per_rank": []}}) == 7.0
+    assert around_seconds({"cost": {"whole_run": None}}) is None
+    assert _about(0.1, 100, 6, 10.0) == ": about 2.0 min, 1.0 of it the runs' starts and ends"
+    assert _about(0.1, 600, 6, None) == ": about 6.0 min, and each run's start"
