@@ -84,9 +84,12 @@ class Probe:
         told = run_json(model, self.folder, name, self._rank, device)
         if is_wrapped(model):
             # A wrapper keeps the group that it was made with.
-            told["comm_unknown"] = "the probe was attached after the model was wrapped"
+            told["comm_unknown"] = (
+                "the probe was attached after the model was wrapped; attach before DDP wraps the model"
+            )
             warnings.warn(
-                "Probe.attach after the model was wrapped: its collectives are not seen; attach before", stacklevel=3
+                "Probe.attach after the model was wrapped: its collectives are not seen; attach before DDP wraps it",
+                stacklevel=3,
             )
         elif self._rank.world_size > 1:
             comm = CommRecorder()

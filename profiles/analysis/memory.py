@@ -15,7 +15,9 @@ from .reasons import Null
 
 MODEL_STATE = MEMORY_KINDS[:3]
 NOT_RECORDED = "not recorded: the probe was off or the rank ended too early"
-NO_STEP = "no step was followed: --memory-step off, --probe off, an own loop, or the run ended before it"
+NO_STEP = "no step was followed: --memory-step off, --probe off, or the run ended before it"
+OWN_STEP = "in a job's own loop no step is followed"
+OWN_STATE = "in a job's own loop model state is not told apart"
 NO_ALLOCATOR = "there is no caching allocator on CPU"
 SWITCHED_OFF = "the caching allocator is switched off (PYTORCH_NO_CUDA_MEMORY_CACHING)"
 # If more than this share of the allocator's peak is in no followed storage, the two peaks may be at different instants.
@@ -37,15 +39,15 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
     followed = by_rank[worst["rank"]].memory_step if worst else None
     why = why_not_followed(run)
     if held is None:
-        null("memory.state", NOT_RECORDED)
-        null("memory.state_rank", NOT_RECORDED)
+        null("memory.state", _why_no_state(run))
+        null("memory.state_rank", _why_no_state(run))
     by_kind = worst["by_kind"] if worst else None
     if by_kind is None:
         # Of the kinds at the peak that much is known: it lives through the step, gradients from backward on.
         by_kind = {kind: state.get(kind) for kind in MEMORY_KINDS}
         for kind in MEMORY_KINDS:
             if by_kind[kind] is None:
-                null(f"memory.by_kind.{kind}", why if kind not in MODEL_STATE else NOT_RECORDED)
+                null(f"memory.by_kind.{kind}", why if kind not in MODEL_STATE else _why_no_state(run))
     if worst is None:
         null("memory.peak_bytes", f"{why}; rss_peak_bytes is the whole process")
         null("memory.source", why)
@@ -95,7 +97,7 @@ def _by_law(run: Run, held: dict[str, Any] | None, null: Null) -> dict[str, int]
     ranks = (run.run_json.get("law") or {}).get("ranks") or []
     if held is not None and held["rank"] < len(ranks):
         return dict(ranks[held["rank"]])
-    null("memory.state_by_law", NOT_RECORDED if held is None else "run.json has no law of its strategy")
+    null("memory.state_by_law", _why_no_state(run) if held is None else "run.json has no law of its strategy")
     return None
 
 
@@ -181,7 +183,7 @@ def _largest(rows: Sequence[dict[str, Any]], name: str) -> Any:
 def why_not_followed(run: Run) -> str:
     """Why no step's operators and storages were followed on every rank."""
     failed = [f"rank {r.rank}: {r.memory_step.failed}" for r in run.ranks if r.memory_step and r.memory_step.failed]
-    return failed[0] if failed else NO_STEP
+    return failed[0] if failed else OWN_STEP if run.own_loop else NO_STEP
 
 
 def _no_allocator(run: Run) -> str:
@@ -189,12 +191,18 @@ def _no_allocator(run: Run) -> str:
         return NO_ALLOCATOR
     steps = [rank.memory_step for rank in run.ranks]
     off = any(step is not None and step.allocator is not None and _figures(step) is None for step in steps)
-    return SWITCHED_OFF if off else NO_STEP
+    return SWITCHED_OFF if off else OWN_STEP if run.own_loop else NO_STEP
+
+
+def _why_no_state(run: Run) -> str:
+    return OWN_STATE if run.own_loop else NOT_RECORDED
 
 
 def _why_of_rank(name: str, run: Run, why: str) -> str:
     if name in ("peak_bytes", "peak_at", "source", "by_kind"):
         return why
-    if name in (*MODEL_STATE, "rss_peak_bytes"):
+    if name in MODEL_STATE:
+        return _why_no_state(run)
+    if name == "rss_peak_bytes":
         return NOT_RECORDED
     return _no_allocator(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,9 @@ def test_a_loop_that_draws_its_own_batches_has_no_samples(
     nulls = silent({name: value for name, value in summary.items() if name != "reasons"}) - EXPLAINED_ABOVE
     assert {"precision.compute", "checkpointing"} <= nulls
     assert [path for path in nulls if not explained(path, summary["reasons"])] == []
+    told = {why for why in summary["reasons"].values() if re.search(r"(^|[ (])--[a-z]", why)}
+    # Those are options of `scalelab report` and `scalelab doctor`.
+    assert {why for why in told if "--usd-per" not in why and "doctor" not in why} == set()
 
 
 def left_alone(rank: Rank, out: Path) -> int:
@@ -241,7 +245,7 @@ def test_a_wrapper_that_came_first_makes_communication_unknown(tmp_path: Path) -
     summary = ranks.run_ranks(attached_late, 2, tmp_path)[0]
     assert summary["comm"]["payload_bytes_per_step"] is None
     assert summary["phases"]["comm_exposed"] is None
-    assert "attached after the model was wrapped" in summary["reasons"]["phases.comm_exposed"]
+    assert "attach before DDP wraps the model" in summary["reasons"]["phases.comm_exposed"]
 
 
 def test_report_names_what_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
