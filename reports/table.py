@@ -151,7 +151,8 @@ def _memory(summary: Mapping[str, Any]) -> Group:
 
 
 def _rest(summary: Mapping[str, Any]) -> list[Text]:
-    lines = [f"{names} {'are' if ',' in names else 'is'} not known: {why}" for why, names in _unknown_phases(summary)]
+    unknown = _unknown_phases(summary)
+    lines = [f"{names} {'are' if ',' in names else 'is'} not known: {why}" for why, names in unknown]
     throughput, steps = summary["throughput"], summary["steps"]
     if throughput["samples_per_second"] is not None:
         spread = _interval(throughput["ci95"], 1, "")
@@ -161,6 +162,8 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
+    elif (why := summary["reasons"]["throughput.samples_per_second"]) not in [why for why, _ in unknown]:
+        lines.append(f"samples/s are not known: {why}")
     lines += _syncs(summary)
     lines += _cards(summary["utilization"])
     lines.append(_efficiency(summary))

@@ -165,7 +165,7 @@ def test_samples_are_those_of_the_steps(alone: tuple[Probe, nn.Module, torch.opt
 
 
 def test_a_loop_that_draws_its_own_batches_has_no_samples(
-    alone: tuple[Probe, nn.Module, torch.optim.Optimizer],
+    alone: tuple[Probe, nn.Module, torch.optim.Optimizer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its steps are measured all the same."""
     probe, model, optimizer = alone
@@ -179,6 +179,8 @@ def test_a_loop_that_draws_its_own_batches_has_no_samples(
     assert summary["throughput"]["samples_per_second"] is None
     assert summary["cost"]["device_hours_per_million_samples"] is None
     assert "probe.batches" in summary["reasons"]["throughput.samples_per_second"]
+    assert report.main([str(probe.folder.path)]) == 0
+    assert "samples/s are not known: samples were not counted: probe.batches" in capsys.readouterr().out
     nulls = silent({name: value for name, value in summary.items() if name != "reasons"}) - EXPLAINED_ABOVE
     assert {"precision.compute", "checkpointing"} <= nulls
     assert [path for path in nulls if not explained(path, summary["reasons"])] == []
