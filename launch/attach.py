@@ -31,6 +31,7 @@ from ..profiles.capture.memory import peaks
 from ..profiles.capture.pauses import watched_pauses
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
+from ..profiles.storage import OutputError
 from .assemble import ended, start_record
 from .own_folder import OwnFolder, what_ended_the_process
 from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, say, share_folder
@@ -60,7 +61,10 @@ class Probe:
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
             raise ValueError("Probe.attach: WORLD_SIZE is above 1: call torch.distributed.init_process_group first")
-        return cls(model, optimizer, Path(out), name, warmup)
+        try:
+            return cls(model, optimizer, Path(out), name, warmup)
+        except OutputError as error:
+            raise error from None  # which system call it was in is nobody's question
 
     def __init__(self, model: nn.Module, optimizer: Any, out: Path, name: str, warmup: int) -> None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -70,6 +74,7 @@ class Probe:
         self._warmup = warmup
         self._index = 0
         self._samples = 0
+        self._drawn: list[int] = []
         # Batches drawn outside of a step since the last one.
         self._unused = 0
         self._told = False
@@ -84,9 +89,12 @@ class Probe:
         told = run_json(model, self.folder, name, self._rank, device)
         if is_wrapped(model):
             # A wrapper keeps the group that it was made with.
-            told["comm_unknown"] = "the probe was attached after the model was wrapped"
+            told["comm_unknown"] = (
+                "the probe was attached after the model was wrapped; attach before DDP wraps the model"
+            )
             warnings.warn(
-                "Probe.attach after the model was wrapped: its collectives are not seen; attach before", stacklevel=3
+                "Probe.attach after the model was wrapped: its collectives are not seen; attach before DDP wraps it",
+                stacklevel=3,
             )
         elif self._rank.world_size > 1:
             comm = CommRecorder()
@@ -120,7 +128,9 @@ class Probe:
                     batch = next(source)
                 except StopIteration:
                     break
-            self._samples += samples(batch)
+            count = samples(batch)
+            self._samples += count
+            self._drawn.append(count)
             self._unused += not self._inside
             try:
                 yield batch
@@ -138,9 +148,9 @@ class Probe:
         if self._inside:
             raise ValueError("Probe.event: a step is open; evaluate and save between steps")
         if self._open is not None:  # a batch was drawn: the wait for it becomes the event's
-            samples = self._samples
+            samples, drawn = self._samples, self._drawn
             self._drop()
-            self._samples = samples
+            self._samples, self._drawn = samples, drawn
             self._say_that_none_was_made()
         apart, failed = self._apart, True
         self._set_apart()
@@ -226,9 +236,9 @@ class Probe:
         assert self._open is not None
         self._current.samples = self._samples
         self._current.lr = float(self._groups[0]["lr"]) if self._groups else 0.0
-        self._own.batch_is(self._samples)
+        self._own.batch_is(self._drawn)
         opened, self._open = self._open, None
-        self._samples = 0
+        self._samples, self._drawn = 0, []
         self._index += 1
         opened.__exit__(type(error) if error else None, error, None)
 
@@ -236,7 +246,7 @@ class Probe:
         """A step that was begun by asking for a batch, and had none, is no step."""
         if self._open is not None:
             self._probe.drop()
-            self._open, self._samples = None, 0
+            self._open, self._samples, self._drawn = None, 0, []
 
     def _enter(self, phase: str) -> AbstractContextManager[None]:
         """The probe's phase, within a step; outside of one only waiting for a batch opens it."""

@@ -29,6 +29,7 @@ TARGETS = {
     "diagnose": ("run", "scenario", "seed", "gpus", "verify", "rounds", "steps", "out", "json"),
 }
 FLAGS = ("dry_run", "json", "verify")
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 # Short names of make's for options of long ones.
 SHORT = {"profile": "profile_steps"}
 REPEATED = "model_option"
@@ -42,17 +43,26 @@ def main(argv: Sequence[str]) -> int:
     variables = command_line_variables(os.environ.get("MAKEFLAGS", ""))
     allowed = {name.upper() for name in TARGETS[target]}
     problems = [unknown(f"make {target}", name, allowed) for name in variables if name not in allowed]
+    problems += [
+        f"{name}: given {value!r}, allowed {', '.join((*YES, *NO[1:]))}, or nothing"
+        for name, value in variables.items()
+        if name in allowed and name.lower() in FLAGS and value.lower() not in (*YES, *NO)
+    ]
     if problems:
         print("\n".join(f"error: {plain(problem)}" for problem in problems), file=sys.stderr)
-        return Exit.USAGE
+        return _ended(Exit.USAGE)
     if target == "tensorboard":
         if (arguments := _tensorboard(variables.get("RUN", "runs/latest"), variables.get("PORT", "6006"))) is None:
-            return Exit.USAGE
+            return _ended(Exit.USAGE)
         os.execv(arguments[0], arguments)  # so a signal to this process is one to TensorBoard
     places = [variables.pop(name) for name in PLACES.get(target, ()) if name in variables]
     given = [option for name, value in variables.items() for option in options(name, value)]
     # What follows -- is no option, whatever it begins with.
-    code = run_command([target, *given, *(["--", *places] if places else [])])
+    return _ended(run_command([target, *given, *(["--", *places] if places else [])]))
+
+
+def _ended(code: Exit) -> Exit:
+    """`code`, said, since make hides it."""
     if code:
         print(f"exit code {int(code)} ({code.meaning}); make itself always ends with 2", file=sys.stderr)
     return code
@@ -72,7 +82,7 @@ def options(name: str, value: str) -> list[str]:
     field = SHORT.get(name.lower(), name.lower())
     option = "--" + field.replace("_", "-")
     if field in FLAGS:
-        return [option] if value not in ("", "0", "false") else []
+        return [option] if value.lower() in YES else []
     if field == REPEATED:
         return [f"{option}={part}" for part in value.split()]
     return [f"{option}={value}"]

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..profiles.records import Record
@@ -42,10 +42,11 @@ class OwnFolder:
             with self._kept():
                 self._append(*records)
 
-    def batch_is(self, samples: int) -> None:
-        """What a step takes, known after the first that counted them."""
-        if self._leads and samples and self._run_json["config"]["global_batch"] is None:
-            self._run_json["config"].update(micro_batch=samples, global_batch=samples * self._rank.world_size)
+    def batch_is(self, drawn: Sequence[int]) -> None:
+        """What a step takes, known after the first that counted its samples: those of each batch that it drew."""
+        if self._leads and any(drawn) and self._run_json["config"]["global_batch"] is None:
+            each = drawn[0] if len(set(drawn)) == 1 else None
+            self._run_json["config"].update(micro_batch=each, global_batch=sum(drawn) * self._rank.world_size)
             with self._kept():
                 self._folder.write("run.json", self._run_json)
 

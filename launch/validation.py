@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
+# Names beside the nearest one that a reader still looks through.
+MOST_LISTED = 20
 
 
 def validated(model: type[Model], values: Mapping[str, Any]) -> tuple[Model, list[str]]:
@@ -25,9 +27,11 @@ def validated(model: type[Model], values: Mapping[str, Any]) -> tuple[Model, lis
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> str:
-    """The message for a name that is none of `allowed`, with the nearest one offered."""
+    """The message for a name that is none of `allowed`, with the nearest one offered, alone where they are many."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    if near and len(allowed) > MOST_LISTED:
+        return f"{what}: given {given!r}, did you mean {near[0]}? It is the nearest of {len(allowed)}"
     offer = f", did you mean {near[0]}?" if near else ","
     return f"{what}: given {given!r}{offer} allowed {', '.join(allowed)}"
 

@@ -44,7 +44,7 @@ class SchemaError(ValueError):
         super().__init__(
             f"{path}: written by a newer scalelab (schema {schema}; this one reads up to {SCHEMA}): upgrade"
         )
-        self.hint = "upgrade scalelab to read it"
+        self.hint = "or read it with the scalelab that wrote it"
 
 
 @dataclass(frozen=True)

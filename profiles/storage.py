@@ -38,6 +38,7 @@ _KNOWN = {
     errno.EIO: ("the disk reports an error", _DISK),
     errno.ESTALE: ("the file server has lost the file (stale handle)", _DISK),
     errno.ENOTDIR: ("a file is in the place of a folder", _ELSEWHERE),
+    errno.ENOENT: ("its folder is not there, and none can be made", _ELSEWHERE),
     errno.EEXIST: ("there is something of that name", _ELSEWHERE),
 }
 
@@ -58,7 +59,8 @@ class OutputError(OSError, ValueError):
 def described(error: OSError, path: Path, needed_bytes: int | None = None) -> OutputError:
     """`error`, met while `path` was written, as an OutputError; `needed_bytes` is the size of what was meant to be."""
     words, hint = _KNOWN.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
-    free = free_bytes(path)
+    # What is not there has no room to speak of.
+    free = None if error.errno == errno.ENOENT else free_bytes(path)
     numbers = [] if free is None else [f"{free:,} bytes free"]
     if needed_bytes is not None:
         numbers.append(f"{needed_bytes:,} needed")

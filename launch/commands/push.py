@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     from ...reports.steady import Steady
     from .. import trackers
 
+    trackers.check(options.to)
     path = Path(options.run).resolve()
     if not path.is_dir():
         raise ConfigError(f"{path}: no such run folder", hint=HINT)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import ConfigError, PreflightError
 from ..text import redacted
+from ..validation import unknown
 
 LATER = "the run and its folder are as they were; push it again later"
 SHOWN_CHARACTERS = 600
@@ -26,14 +27,19 @@ def names() -> list[str]:
     return sorted(each.name for each in pkgutil.iter_modules(__path__) if not each.name.startswith("_"))
 
 
+def check(name: str) -> None:
+    """Raise ConfigError for a tracker that is not known."""
+    if name not in names():
+        raise ConfigError(unknown("--to", name, names()))
+
+
 def send(name: str, told: Mapping[str, Any], folder: Path, timeout: float) -> str:
     """Send `told` to the tracker `name`, and return where it can be seen.
 
     Raises ConfigError for a tracker that is not known, PreflightError for one whose package is missing, that refuses or
     that does not answer within `timeout` seconds.
     """
-    if name not in names():
-        raise ConfigError(f"--to: given {name!r}, allowed {', '.join(names())}")
+    check(name)
     tracker = importlib.import_module(f".{name}", __package__)
     if importlib.util.find_spec(tracker.PACKAGE) is None:
         raise PreflightError(f"--to {name}: the package {tracker.PACKAGE} is not installed", hint=tracker.PIP)

@@ -100,6 +100,11 @@ class Run:
         return [rank for rank in range(self.run_json.get("world_size", 0)) if rank not in known] if known else []
 
     @property
+    def own_loop(self) -> bool:
+        """Whether it was a job under a loop of its own, which has none of `scalelab run`'s options."""
+        return self.run_json["config"].get("engine") == "own"
+
+    @property
     def why_no_step(self) -> str:
         """Why no measured step is known that every rank finished."""
         if not self.missing_ranks:
@@ -107,8 +112,8 @@ class Run:
             empty = [rank.rank for rank in self.ranks if rank.rank not in measured]
             if measured and empty:
                 return f"the records of rank {_listed(empty)} hold no measured step"
-            own = self.run_json["config"].get("engine") == "own" and self.status.get("state") == "finished"
-            if own and not any(len(rank.steps.measured) for rank in self.ranks):
+            ended = self.own_loop and self.status.get("state") == "finished"
+            if ended and not any(len(rank.steps.measured) for rank in self.ranks):
                 return NO_OWN_STEP
             off = self.run_json["config"].get("probe") == "off"
             return "--probe off records no step" if off else "no measured step was recorded"

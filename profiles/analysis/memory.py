@@ -15,7 +15,8 @@ from .reasons import Null
 
 MODEL_STATE = MEMORY_KINDS[:3]
 NOT_RECORDED = "not recorded: the probe was off or the rank ended too early"
-FOLLOWED_WHERE = "only in a run of scalelab's own loop is a step followed"
+OWN_STEP = "in a job's own loop no step is followed"
+OWN_STATE = "in a job's own loop model state is not told apart"
 NO_ALLOCATOR = "there is no caching allocator on CPU"
 SWITCHED_OFF = "the caching allocator is switched off (PYTORCH_NO_CUDA_MEMORY_CACHING)"
 # If more than this share of the allocator's peak is in no followed storage, the two peaks may be at different instants.
@@ -37,15 +38,15 @@ def memory(run: Run, null: Null) -> dict[str, Any]:
     followed = by_rank[worst["rank"]].memory_step if worst else None
     why = why_not_followed(run)
     if held is None:
-        null("memory.state", NOT_RECORDED)
-        null("memory.state_rank", NOT_RECORDED)
+        null("memory.state", _why_no_state(run))
+        null("memory.state_rank", _why_no_state(run))
     by_kind = worst["by_kind"] if worst else None
     if by_kind is None:
         # Of the kinds at the peak that much is known: it lives through the step, gradients from backward on.
         by_kind = {kind: state.get(kind) for kind in MEMORY_KINDS}
         for kind in MEMORY_KINDS:
             if by_kind[kind] is None:
-                null(f"memory.by_kind.{kind}", why if kind not in MODEL_STATE else NOT_RECORDED)
+                null(f"memory.by_kind.{kind}", why if kind not in MODEL_STATE else _why_no_state(run))
     if worst is None:
         null("memory.peak_bytes", f"{why}; rss_peak_bytes is the whole process")
         null("memory.source", why)
@@ -95,7 +96,7 @@ def _by_law(run: Run, held: dict[str, Any] | None, null: Null) -> dict[str, int]
     ranks = (run.run_json.get("law") or {}).get("ranks") or []
     if held is not None and held["rank"] < len(ranks):
         return dict(ranks[held["rank"]])
-    null("memory.state_by_law", NOT_RECORDED if held is None else "run.json has no law of its strategy")
+    null("memory.state_by_law", _why_no_state(run) if held is None else "run.json has no law of its strategy")
     return None
 
 
@@ -185,11 +186,10 @@ def why_not_followed(run: Run) -> str:
 
 
 def _no_step(run: Run) -> str:
-    config = run.run_json["config"]
-    if config["strategy"] == "own":
-        return FOLLOWED_WHERE
+    if run.own_loop:
+        return OWN_STEP
     for option in ("probe", "memory_step"):
-        if config.get(option) == "off":
+        if run.run_json["config"].get(option) == "off":
             return f"no step was followed: --{option.replace('_', '-')} off"
     return "no step was followed: the run ended before it"
 
@@ -202,9 +202,15 @@ def _no_allocator(run: Run) -> str:
     return SWITCHED_OFF if off else _no_step(run)
 
 
+def _why_no_state(run: Run) -> str:
+    return OWN_STATE if run.own_loop else NOT_RECORDED
+
+
 def _why_of_rank(name: str, run: Run, why: str) -> str:
     if name in ("peak_bytes", "peak_at", "source", "by_kind"):
         return why
-    if name in (*MODEL_STATE, "rss_peak_bytes"):
+    if name in MODEL_STATE:
+        return _why_no_state(run)
+    if name == "rss_peak_bytes":
         return NOT_RECORDED
     return _no_allocator(run)

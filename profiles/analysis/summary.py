@@ -222,6 +222,8 @@ def _not_told(summary: Mapping[str, Any], null: Null) -> None:
 
 
 def _why_no_trace(run: Run) -> str:
+    if run.own_loop:
+        return "a job's own loop has no profiler window; scalelab import reads a trace that it made"
     if not run.run_json["config"].get("profile_steps"):
         return "no profiler window was run; --profile-steps runs one"
     return "the run ended before its profiler window was complete"

@@ -14,6 +14,7 @@ from .reasons import Null
 
 BARE: Cause = "bare"
 PASSED_TWICE: Cause = "passed_twice"
+NO_TAIL = "a job's own loop has no tail of blocks with and without a cause"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Saving:
 def counterfactual(run: Run, null: Null) -> dict[str, Any] | None:
     """The headroom of each cause that was taken away."""
     if not run.run_json["config"].get("counterfactual"):
-        null("counterfactual", "no counterfactual tail was run; --counterfactual runs one")
+        why = "no counterfactual tail was run; --counterfactual runs one"
+        null("counterfactual", NO_TAIL if run.own_loop else why)
         return None
     found = {cause: row for cause, row in savings(run).items() if cause not in (BARE, PASSED_TWICE)}
     if not found:
@@ -54,9 +56,10 @@ def overhead(run: Run, null: Null) -> dict[str, Any] | None:
     """The share of the bare step that measuring adds: blocks of the tail with the probe against blocks without."""
     found = savings(run)
     if (row := found.get(BARE)) is None:
-        asked = run.run_json["config"].get("counterfactual")
         why = "the cost of measuring is measured in the tail of a run; --counterfactual runs one"
-        null("overhead", "the run ended before its counterfactual tail was complete" if asked else why)
+        if run.run_json["config"].get("counterfactual"):
+            why = "the run ended before its counterfactual tail was complete"
+        null("overhead", NO_TAIL if run.own_loop else why)
         return None
     method = METHOD
     bare = row.step_seconds - row.seconds

@@ -11,6 +11,9 @@ from ..records import EventRecord
 from .load import Run
 from .reasons import Null
 
+OWN_NORM = "a job's own loop does not tell its gradients' norms"
+OWN_METRIC = "a job's own loop does not tell what its evaluations gave"
+
 
 def loss(run: Run) -> list[float | None] | None:
     """Mean over ranks and micro-batches, a number for each step that every rank finished, from the first warm-up."""
@@ -21,7 +24,7 @@ def loss(run: Run) -> list[float | None] | None:
 def grad_norm(run: Run, null: Null) -> list[float | None] | None:
     """Global norm before clipping: a sum of squares that k ranks hold alike counts for 1 / k on each."""
     if not run.run_json["config"]["record_grad_norm"]:
-        null("grad_norm", "not recorded; --record-grad-norm records it")
+        null("grad_norm", OWN_NORM if run.own_loop else "not recorded; --record-grad-norm records it")
         return None
     squares, replicas = (
         run.trained([rank.steps.numbers[name] for rank in run.ranks]) for name in ("grad_square_sum", "grad_replicas")
@@ -47,8 +50,9 @@ def quality(run: Run, null: Null) -> dict[str, Any]:
     known = [(event, score) for event, score in scores if score is not None]
     found = {"metric": metric, "best": None, "seconds_to_target": None, "usd_to_target": None}
     if not known:
-        null("quality.metric", "no evaluation gave a metric; --eval-every N evaluates on held-out scenes")
-        null("quality.best", reason := "no evaluation gave a metric")
+        why = "no evaluation gave a metric; --eval-every N evaluates on held-out scenes"
+        null("quality.metric", OWN_METRIC if run.own_loop else why)
+        null("quality.best", reason := OWN_METRIC if run.own_loop else "no evaluation gave a metric")
         null("quality.seconds_to_target", reason)
         return {**found, "metric": None}
     found["best"] = max(score for _, score in known)

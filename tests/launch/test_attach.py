@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_samples_are_those_of_the_steps(alone: tuple[Probe, nn.Module, torch.opt
 
 
 def test_a_loop_that_draws_its_own_batches_has_no_samples(
-    alone: tuple[Probe, nn.Module, torch.optim.Optimizer],
+    alone: tuple[Probe, nn.Module, torch.optim.Optimizer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its steps are measured all the same."""
     probe, model, optimizer = alone
@@ -178,9 +179,14 @@ def test_a_loop_that_draws_its_own_batches_has_no_samples(
     assert summary["throughput"]["samples_per_second"] is None
     assert summary["cost"]["device_hours_per_million_samples"] is None
     assert "probe.batches" in summary["reasons"]["throughput.samples_per_second"]
+    assert report.main([str(probe.folder.path)]) == 0
+    assert "samples/s are not known: samples were not counted: probe.batches" in capsys.readouterr().out
     nulls = silent({name: value for name, value in summary.items() if name != "reasons"}) - EXPLAINED_ABOVE
     assert {"precision.compute", "checkpointing"} <= nulls
     assert [path for path in nulls if not explained(path, summary["reasons"])] == []
+    told = {why for why in summary["reasons"].values() if re.search(r"(^|[ (])--[a-z]", why)}
+    # Those are options of `scalelab report` and `scalelab doctor`.
+    assert {why for why in told if "--usd-per" not in why and "doctor" not in why} == set()
 
 
 def left_alone(rank: Rank, out: Path) -> int:
@@ -241,7 +247,7 @@ def test_a_wrapper_that_came_first_makes_communication_unknown(tmp_path: Path) -
     summary = ranks.run_ranks(attached_late, 2, tmp_path)[0]
     assert summary["comm"]["payload_bytes_per_step"] is None
     assert summary["phases"]["comm_exposed"] is None
-    assert "attached after the model was wrapped" in summary["reasons"]["phases.comm_exposed"]
+    assert "attach before DDP wraps the model" in summary["reasons"]["phases.comm_exposed"]
 
 
 def test_report_names_what_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,29 @@ def test_batches_that_are_drawn_within_forward_are_no_part_of_it(alone: Loop) ->
     summary = probe.folder.read("summary.json")
     assert summary["phases"]["unattributed"]["mean"] >= 0
     assert summary["phases"]["forward"]["mean"] > 0
+
+
+def test_a_micro_batch_is_what_was_drawn_at_a_time(alone: Loop) -> None:
+    """Where a step draws two, its samples are both of theirs."""
+    probe, model, optimizer = alone
+    batches = probe.batches(BATCHES * 4)
+    for _ in range(3):
+        with probe.step():
+            for _ in range(2):
+                model(next(batches)).sum().backward()
+            optimizer.step()
+    probe.close()
+    summary = probe.folder.read("summary.json")
+    assert (summary["micro_batch"], summary["global_batch"], summary["grad_accumulation"]) == (4, 8, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, where nothing can be made")
+def test_a_place_that_cannot_be_written_is_one_plain_error() -> None:
+    """It names the path, without a chain of the system's errors, and tells no bytes of what is not there."""
+    with pytest.raises(OutputError, match=r"^/proc/x/\S+: cannot write: its folder is not there") as caught:
+        scalelab.Probe.attach(nn.Linear(3, 1), out="/proc/x")
+    assert "bytes free" not in str(caught.value)
+    assert "".join(traceback.format_exception(caught.value)).count("Traceback") == 1
 
 
 def test_a_disk_that_is_full_ends_no_job(

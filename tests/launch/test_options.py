@@ -16,7 +16,7 @@ from scalelab.launch.cli import run_command
 from scalelab.launch.config import RunConfig, build
 from scalelab.launch.devices import Devices
 from scalelab.launch.errors import ConfigError, PreflightError
-from scalelab.launch.make_front import command_line_variables
+from scalelab.launch.make_front import command_line_variables, options
 from scalelab.launch.options import Options
 from scalelab.launch.plan import resolve
 from scalelab.launch.schedule import schedule
@@ -254,6 +254,37 @@ def test_make_refuses_unknown_variables_with_the_nearest(tmp_path: Path) -> None
     """A typo is named, and the command's own exit code is said since make hides it."""
     assert "did you mean STRATEGY?" in make(tmp_path, "STRATAGY=zero2").stderr
     assert "exit code 3" in make(tmp_path, "DEVICE=cuda").stderr
+
+
+def test_make_lists_no_fifty_names_beside_the_nearest(tmp_path: Path) -> None:
+    told = make(tmp_path, "STRATGY=zero2").stderr
+    assert "did you mean STRATEGY?" in told
+    assert "MICRO_BATCH" not in told
+    assert "exit code 2 (bad usage or config)" in told
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("1", True),
+        ("Yes", True),
+        ("on", True),
+        ("true", True),
+        ("", False),
+        ("0", False),
+        ("no", False),
+        ("OFF", False),
+    ],
+)
+def test_makes_flags_are_on_or_off(value: str, said: bool) -> None:
+    assert options("DRY_RUN", value) == (["--dry-run"] if said else [])
+
+
+def test_make_refuses_a_flag_that_is_neither(tmp_path: Path) -> None:
+    """By name, before anything is run."""
+    done = make(tmp_path, "DRY_RUN=maybe", "MODEL=nano")
+    assert "DRY_RUN: given 'maybe', allowed 1, true, yes, on, 0, false, no, off, or nothing" in done.stderr
+    assert ("exit code 2" in done.stderr, done.stdout) == (True, "")
 
 
 def test_exit_codes_and_json_on_failure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,15 @@ def test_a_refusal_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest.M
     assert "canary" not in str(caught.value)
 
 
+def test_a_tracker_that_is_not_known_is_refused_before_the_run_is_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["push", str(tmp_path / "none"), "--to", "wanddb"]) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert "did you mean wandb?" in told
+    assert "no such run folder" not in told
+
+
 def test_what_cannot_be_pushed_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tracker that nobody knows, one that is not installed, a run under way, no run."""
     folder = made_run(tmp_path)
