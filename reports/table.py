@@ -172,7 +172,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
-    elif (why := summary["reasons"]["throughput.samples_per_second"]) not in [why for why, _ in unknown]:
+    elif (why := summary["reasons"]["throughput.samples_per_second"]) not in _unknown_phases(summary):
         lines.append(f"samples/s are not known: {why}")
     lines += _syncs(summary)
     lines += _cards(summary["utilization"])
