@@ -9,6 +9,7 @@ from rich.console import Console
 from scalelab.launch.supervision.pulse import EVENTS
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.summary import summarise
+from scalelab.profiles.records import Record
 from scalelab.profiles.used import MemoryRecord
 from scalelab.reports.live import BETWEEN, PLAIN_SECONDS, LiveLine
 from scalelab.reports.table import run_table, size
@@ -134,7 +135,8 @@ def test_the_table_says_where_the_peak_is_and_what_grows(tmp_path: Path) -> None
 
 def test_words_fit_their_numbers(tmp_path: Path) -> None:
     """One step is no steps, no interval leaves no gap, and two ranks on a CPU share its cores."""
-    folder = folder_with(tmp_path, run_json(), [step(0, 1.0)], [step(0, 1.0)])
+    ranks: list[list[Record]] = [[step(0, 1.0)] for _ in range(2)]
+    folder = folder_with(tmp_path, run_json(), *ranks)
     summary = summarise(load_run(folder))
     peak = {"flops_per_second": 1e12, "devices": 1, "dtype": "fp32", "source": "measured"}
     summary["utilization"] |= {"mfu": 0.5, "hfu": 0.5, "peak": peak}
