@@ -29,6 +29,7 @@ def rough(value: float) -> str:
 
 def time(seconds: float) -> str:
     """170.3 ms, 10.04 s, 3.2 min."""
+    seconds = float(f"{seconds:.4g}")  # 999.99 ms is 1 s
     return f"{number(seconds / _unit(seconds)[0])} {_unit(seconds)[1]}"
 
 

@@ -92,7 +92,7 @@ def test_the_page_is_named_after_what_it_compares_and_the_front_is_labelled(tmp_
     summary = write_sweep_summary(made.write())
     report = sweep_report(summary)
     assert (report.title, report.subtitle[:20]) == ("mine.py: ddp, zero3", "sweep sweep-0123abcd")
-    front, others, *_ = chart(cost.section(summary), "pareto").data
+    others, front, *_ = chart(cost.section(summary), "pareto").data
     assert (front["mode"], front["text"]) == ("lines+markers+text", ["ddp-fp32-x2", "ddp-fp32-x1"])
     assert front["textposition"] == ["top right", "top left"]
     assert others["mode"] == "markers"

@@ -49,8 +49,8 @@ def test_a_sweep_is_whole_at_any_width(tmp_path: Path, width: int, factor: float
 
 def test_units_scale() -> None:
     """Four figures, in the unit that fits."""
-    times = [scaled.time(each) for each in (0.0, 2.5e-5, 0.1703, 10.04, 192.0, 7200.0)]
-    assert times == ["0 µs", "25 µs", "170.3 ms", "10.04 s", "3.2 min", "2 h"]
+    times = [scaled.time(each) for each in (0.0, 2.5e-5, 0.1703, 0.99999, 10.04, 192.0, 7200.0)]
+    assert times == ["0 µs", "25 µs", "170.3 ms", "1 s", "10.04 s", "3.2 min", "2 h"]
     numbers = [scaled.number(each) for each in (0, 1.2e-7, 0.2956, 8.757, 25440.0, 146_940_796, 3e16)]
     assert numbers == ["0", "0.00000012", "0.2956", "8.757", "25,440", "147 M", "30,000 T"]
     assert scaled.times([0.9, 1.25]) == "[0.9, 1.25] s"
@@ -81,3 +81,10 @@ def test_laws_are_named_where_they_are_not_fitted() -> None:
     text = " ".join(shown(sweep_results(made), 200).split())
     assert "no law is fitted" not in text
     assert "is not known: at most" not in text
+
+
+def test_cells_whose_losses_were_not_checked_are_noted(tmp_path: Path) -> None:
+    """They have figures, at the end of a sweep that was interrupted too: so that is said."""
+    made = MadeSweep(tmp_path / "sweep")
+    made.cell("zero1", 1, [1.0])
+    assert any("losses of any cell were not checked" in note for note in summary_of(made)["notes"])

@@ -170,8 +170,10 @@ def _notes(plan: SweepPlan, figures: Sequence[CellResult]) -> list[str]:
         notes.append(
             "runs were priced differently, so cells are ranked in device-hours; --usd-per-gpu-hour gives all one price"
         )
-    if loose := [row["name"] for row in rows if row["parity"]["state"] == "not checked"]:
-        notes.append(f"losses not checked, so they may have trained something else than ddp does: {', '.join(loose)}")
+    loose = [row["name"] for row in rows if row["parity"]["state"] == "not checked"]
+    if loose and not plan.best_batch:
+        which = "of any cell" if len(loose) == len(rows) else f"of {', '.join(loose)}"
+        notes.append(f"losses {which} were not checked: what was trained there may be something else than under ddp")
     for each in figures:
         if each.codes:
             notes.append(f"{each.cell.name}: its runs differ in {', '.join(each.codes)}, and are no repeats of one run")

@@ -73,9 +73,9 @@ def _pareto(pareto: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -
     slowest = max(each["seconds_per_sample"] for each in pareto["points"])
     sides = ["top left" if 0 < each["seconds_per_sample"] == slowest else "top right" for each in front]
     named = {"line": {"dash": "dot", "width": 1}, "textposition": sides, "cliponaxis": False}
-    data = [_points("on the front", front, "first", "lines+markers+text", **named)]
-    if others:
-        data.append(_points("beaten in both", others, "quiet", "markers"))
+    # The front last: its names lie on top of other dots.
+    data = [_points("beaten in both", others, "quiet", "markers")] if others else []
+    data.append(_points("on the front", front, "first", "lines+markers+text", **named))
     if taken := [each for each in pareto["points"] if cells[each["cell"]]["recommended"]]:
         data.append(_points("recommended", taken, "mark", "markers", marker={"size": 16, "symbol": "circle-open"}))
     what = "$ per million samples" if pareto["cost"] == USD else "device-hours per million samples"

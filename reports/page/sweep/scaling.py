@@ -238,7 +238,7 @@ def _fits(several: Sequence[Series]) -> Table:
                 rows.append([each["name"], law, "not fitted", Number(units.UNKNOWN, None), reason(each, f"fits.{law}")])
                 continue
             told = "; ".join(
-                f"{name.replace('_', ' ')} {units.figures(value['value'])} {units.interval(value['ci95'])}"
+                f"{name.replace('_', ' ')} {units.figures(value['value'])} {_between(each, law, name, value)}".rstrip()
                 for name, value in fit.items()
                 if isinstance(value, Mapping) and "value" in value
             )
@@ -257,6 +257,13 @@ def _fits(several: Sequence[Series]) -> Table:
         columns,
         rows,
     )
+
+
+def _between(each: Series, law: str, name: str, value: Mapping[str, Any]) -> str:
+    """The interval of a law's parameter."""
+    path = f"{name}.ci95"
+    row = {name: value, "reasons": {path: each["reasons"].get(f"fits.{law}.{path}", "")}}
+    return spread(row, name, units.interval)
 
 
 def _knee(series: Series, law: str, fit: Mapping[str, Any]) -> str:
