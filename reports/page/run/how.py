@@ -114,4 +114,6 @@ def _energy(summary: Mapping[str, Any]) -> str:
 
 def _calibration(summary: Mapping[str, Any]) -> str:
     found = summary["calibration"]
-    return "this machine was not calibrated" if found is None else f"calibration {found['name']} of {found['made_utc']}"
+    if found is None:
+        return "this machine was not calibrated"
+    return "; ".join([f"calibration {found['name']} of {found['made_utc']}", *found["doubts"]])
