@@ -80,7 +80,6 @@ class Probe:
         self._told = False
         self._open: AbstractContextManager[None] | None = None
         self._inside = False
-        self._unused = 0
         # What lies before the next step is no part of it: a loader came to its end, or a step failed.
         self._apart = False
         self._failing = False

@@ -233,7 +233,7 @@ def test_the_summary_counts_each_once_over_ranks(tmp_path: Path) -> None:
     facts["config"]["bad_data"] = "fail"
     summary = summarise(load_run(folder_with(tmp_path, facts, [step(0, 1.0)])))
     assert (summary["data"]["skipped_samples"], summary["data"]["skipped"]) == (0, [])
-    assert "damaged" not in printed(summary)
+    assert "damaged samples" not in printed(summary)
     del facts["data"]
     summary = summarise(load_run(folder_with(tmp_path, facts, [step(0, 1.0)])))
     assert set(summary["data"].values()) == {None}

@@ -113,7 +113,7 @@ def test_effects_to_the_number(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert effects["samples_per_second"]["effect"] == pytest.approx(1 / expected - 1)
     assert effects["device_hours_per_million_samples"]["effect"] == pytest.approx(expected - 1)
     assert effects["mfu"] is None
-    assert "operations were not counted" in found["reasons"]["effects.mfu"]
+    assert "before its operations were counted" in found["reasons"]["effects.mfu"]
     causes = found["causes"]
     assert causes["whole"]["a"] == pytest.approx(effects["step_seconds"]["a"])
     assert causes["whole"]["b"] == pytest.approx(effects["step_seconds"]["b"])

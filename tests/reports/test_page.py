@@ -16,6 +16,7 @@ from scalelab.launch import reporting
 from scalelab.launch.cli import run_command
 from scalelab.launch.errors import Exit
 from scalelab.launch.reporting import report_after, summarise_and_report
+from scalelab.profiles.analysis.diagnosis.diagnose import write_diagnosis
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.pictures import pictures
 from scalelab.profiles.analysis.pictures.buckets import BUCKETS, edges
@@ -190,8 +191,9 @@ def test_the_box_says_how_much_of_the_step_the_cause_takes(tmp_path: Path) -> No
     folder = made_run(tmp_path)
     run = load_run(folder)
     summary, drawn = summarise(run), pictures(run, summarise(run), folder)
-    verdict = {"label": "input_bound", "severity_share": 0.39, "says": ""}
-    drawn["facts"]["diagnosis"] = {"verdict": verdict, "findings": []}
+    found = write_diagnosis(folder, run, summary)
+    found["verdict"] |= {"label": "input_bound", "severity_share": 0.39, "says": ""}
+    drawn["facts"]["diagnosis"] = {**found, "findings": []}
     assert "Diagnosis: input\\_bound, 39% of the step." in markdown(run_report(summary, drawn))
 
 

@@ -49,7 +49,6 @@ def ranking(results: Sequence[CellResult], measure: str, *, highest: bool = Fals
             {"cell": each.cell.name, "ratio": times["mean"], "interval": times["ci95"], "verdict": verdict}
         )
     worse = ("one run", "less" if highest else "more")
-    worse = ("one run", "less" if highest else "more")
     found["ties"] = [row["cell"] for row in found["against"] if row["verdict"] not in worse]
     ahead = [] if best.row["measured_runs"] < 2 else [each.cell.name for each in ranked[: ranked.index(best)]]
     if ahead:
