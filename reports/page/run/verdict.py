@@ -138,7 +138,8 @@ def _diagnosis(diagnosis: Mapping[str, Any]) -> list[Block]:
     verdict, first = diagnosis["verdict"], first_of(diagnosis)
     told = costs(verdict)
     lines = [verdict["ended"]] if verdict.get("ended") else []
-    lines.append(f"Diagnosis: {verdict['label']}{f', {told}' if told else ''}. {verdict['says']}".strip())
+    says = f": {verdict['says']}" if verdict["says"] else "."
+    lines.append(f"Diagnosis: {verdict['label']}{f', {told}' if told else ''}{says}")
     if first is not None:
         lines += [each["says"] for each in first["evidence"]]
         lines += [f"Next: {first['next']['says']}", f"What it would buy: {buys(first)}"]
