@@ -18,13 +18,6 @@ def seconds(value: float | None) -> str:
     return UNKNOWN if value is None else f"{figures(value)} s"
 
 
-def duration(value: float) -> str:
-    """A time that somebody waits: 90 s, 12 min, 1.5 h."""
-    if value < 120:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
-
-
 def figures(value: float | None) -> str:
     """Three figures at least, thousands apart."""
     if value is None:
@@ -100,7 +93,7 @@ def model(name: str) -> str:
     return "the scenario's model" if name == "_subject" else name
 
 
-def days(value: float | None) -> str:
+def duration(value: float | None) -> str:
     """Seconds as hours and minutes."""
     if value is None:
         return UNKNOWN

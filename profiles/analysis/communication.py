@@ -77,7 +77,7 @@ def communication(run: Run) -> Communication:
         ranks.append(RankComm(rank.comm_plans, begin_ns, comm))
     counted = [(rank.plans, Counter(rank.steps.plan.tolist()).most_common()) for rank in ranks]
     plans = [(by_number[number], steps_of) for by_number, found in counted for number, steps_of in found]
-    if run.run_json["config"].get("engine") == "own" and not any(plan for plan, _ in plans):
+    if run.own_loop and not any(plan for plan, _ in plans):
         return Communication(exposed=None, split=None, plans=[], why_unknown=NONE_SEEN)
     if unseen := _why_blocked_is_not_seen(run.run_json["config"]):
         return Communication(exposed=None, split=None, plans=plans, why_unknown=unseen)

@@ -70,10 +70,9 @@ def _record(run: Run) -> FlopsRecord | None:
 def _why_not_counted(run: Run, record: FlopsRecord | None) -> str:
     if record is not None:
         return record.reasons["counted"]
-    config = run.run_json["config"]
-    if config["strategy"] == "own":
+    if run.own_loop:
         return "in a job's own loop operations are not counted"
-    if config["probe"] == "off":
+    if run.run_json["config"]["probe"] == "off":
         return "operations are not counted with --probe off"
     return "the run ended before its operations were counted"
 

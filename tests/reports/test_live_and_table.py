@@ -43,13 +43,13 @@ def test_the_line_goes_from_starting_ranks_to_steps() -> None:
     assert line.line().startswith("first step")
     line.message({"rank": 0, "step": 1, "role": "warmup", "seconds": 0.5, "loss": 2.0, "memory_bytes": 2**30})
     text = line.line()
-    for part in ("warm-up step 2/10", "0.500 s/step", "16.0 samples/s", "loss 2.000", "1.00 GiB", "ETA 4 s"):
+    for part in ("warm-up step 2/10", "0.500 s/step", "16.0 samples/s", "loss 2.000", "1.00 GiB", "ETA 4.0 s"):
         assert part in text
     line.message({"rank": 0, "step": 12, "role": "counterfactual", "seconds": 0.5})
     assert line.line() == "counterfactual tail, after 10 steps: step 3"
     tail = {"done": 4, "of": 35, "seconds_left": 720.0}
     line.message({"rank": 0, "step": 90, "role": "counterfactual", "seconds": 0.5, "tail": tail})
-    assert line.line() == "counterfactual tail: block 5 of 35, about 12 min left"
+    assert line.line() == "counterfactual tail: block 5 of 35, about 12 min 0 s left"
 
 
 def test_what_takes_long_between_steps_has_a_line_of_its_own() -> None:
@@ -61,7 +61,7 @@ def test_what_takes_long_between_steps_has_a_line_of_its_own() -> None:
     line.message({"rank": 0, "doing": "checkpoint"})
     assert line.line().startswith("step 4/10")
     clock.now += 90
-    assert line.line() == "writing a checkpoint (90 s)"
+    assert line.line() == "writing a checkpoint (1 min 30 s)"
     line.message({"rank": 0, "doing": None})
     assert line.line().startswith("step 4/10")
 

@@ -38,7 +38,7 @@ class Facts:
     @property
     def own_loop(self) -> bool:
         """The job runs under a loop of its own: options of `scalelab run` are no way to change it."""
-        return self.config.get("engine") == "own"
+        return self.run.own_loop
 
     def again(self, option: str, value: Any) -> str:
         """How to run it again with `option` of `scalelab run`; where that was given, only its end was lacking."""

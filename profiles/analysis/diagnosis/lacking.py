@@ -89,15 +89,16 @@ def unfit(run: Run, limits: Thresholds) -> CannotTell | None:
         )
     if config.get("probe") == "off":
         return lack("phases of a step: the probe was off", "the same run with --probe on")
-    if missing := sorted(set(range(run.run_json["world_size"])) - {rank.rank for rank in run.ranks if len(rank.steps)}):
+    if missing := sorted(set(range(run.run_json["world_size"])) - {rank.rank for rank in run.ranks}):
         names = ", ".join(f"rank {rank}" for rank in missing[:8])
         return lack(f"the records of {names}", "the run again; keep every file of ranks/")
     steps = len(run.complete_steps)
     if steps < limits.least_steps:
         least = max(30, 3 * limits.least_steps)
-        if config.get("engine") == "own":
+        if run.own_loop:
             rerun = f"it for {least} steps behind its warm-up"
         else:
             rerun = "the run again to its end" if (config.get("steps") or 0) >= least else f"it with --steps {least}"
-        return lack(f"steps: {steps} measured steps of all ranks, and {limits.least_steps} are needed", rerun)
+        why = "" if steps else f" ({run.why_no_step})"
+        return lack(f"steps: {steps} measured steps of all ranks{why}, and {limits.least_steps} are needed", rerun)
     return None

@@ -78,11 +78,11 @@ def _reduced(finding: Finding, left: Removed, takes: Mapping[str, float], facts:
     headroom = replace(own, seconds=part * own.seconds, ci95=ci95)
     # Taking a cause away may free cores and memory for what else is computed.
     beyond = max(0.0, headroom.seconds - saved) if own.by_tail else 0.0
-    if part >= facts.limits.taken_twice:
-        return replace(finding, headroom=headroom, removed=left, beyond=beyond)
     # Those that take next to nothing are not named.
     least = min(1 - facts.limits.taken_twice, max(takes.values(), default=0.0))
     takers = tuple(label for label, each in takes.items() if each >= least > 0)
+    if part >= facts.limits.taken_twice or not takers:
+        return replace(finding, headroom=headroom, removed=left, beyond=beyond)
     method = f"{own.method}; {1 - part:.0%} of it is counted under {' and '.join(takers)}"
     headroom = replace(headroom, method=method)
     return replace(finding, headroom=headroom, removed=left, alone=own, counted_under=takers, beyond=beyond)

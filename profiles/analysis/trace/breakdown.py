@@ -72,9 +72,9 @@ def of_a_gpu_job(trace: Trace) -> bool:
     """Whether the job computes on GPUs, by what its trace shows beside kernels: launches, communication that is not
     gloo's, a backend or devices that the file names. Of such a job, the host's operators are only launches."""
     job = trace.metadata.get("distributedInfo")
-    # As torch writes it: gloo, nccl, cpu:gloo,cuda:nccl.
+    # As torch writes it: gloo, nccl, cpu:gloo,cuda:nccl; undefined where the job named none.
     named = str(job.get("backend", "")) if isinstance(job, dict) else ""
-    backends = {each.removeprefix(RECORDED) for each in re.split("[:,]", named)} - {"", "cpu", "cuda"}
+    backends = {each.removeprefix(RECORDED) for each in re.split("[:,]", named)} - {"", "cpu", "cuda", "undefined"}
     return bool(
         len(trace.of(Kind.RUNTIME))
         or len(trace.named(Kind.ANNOTATION, _NOT_GLOO))

@@ -70,7 +70,7 @@ def _quality(summary: Mapping[str, Any]) -> Table:
         [metric, Number(best, found["best"]), note("best")],
         [
             "time to the target",
-            Number(units.days(found["seconds_to_target"]), found["seconds_to_target"]),
+            Number(units.duration(found["seconds_to_target"]), found["seconds_to_target"]),
             note("seconds_to_target"),
         ],
         [
