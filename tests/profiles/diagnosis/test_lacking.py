@@ -42,6 +42,14 @@ def test_of_a_run_that_failed_the_failure_leads() -> None:
     assert verdict_line(found).startswith("diagnosis: the run failed: RuntimeError: boom")
 
 
+def test_a_loop_without_a_step_is_told_what_it_lacks() -> None:
+    """Not its files, which are there."""
+    run = made(ranks=1, steps=0, batches=None)
+    run.status.update(state="finished")
+    (lack, *_) = told(replace(run, run_json={**run.run_json, "config": OWN}))["cannot_tell"]
+    assert "probe.step()" in lack["lacks"]
+
+
 def test_of_a_run_that_goes_on_that_is_said() -> None:
     run = made()
     run.status.update(state="running")
