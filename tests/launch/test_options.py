@@ -226,13 +226,14 @@ def test_makeflags_give_back_what_was_typed(variables: dict[str, str]) -> None:
 
 
 def make(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The project's own Makefile, its environment rules left out, with this Python."""
+    """The project's own Makefile, its environment rules left out, with this Python, and under no other make."""
     root = Path(__file__).parents[2]
     freeze = next(line for line in (root / "Makefile").read_text().splitlines() if line.startswith("$(foreach"))
     recipe = f"{freeze}\nrun:\n\t@{sys.executable} -m scalelab.launch.make_front run\n"
     (tmp_path / "Makefile").write_text(recipe)
     environment = {**os.environ, "NAME": "from the environment"}
-    environment.pop("MAKEFLAGS", None)
+    for own in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+        environment.pop(own, None)
     return subprocess.run(
         ["make", "run", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

@@ -123,7 +123,7 @@ def test_an_unknown_device_is_held_against_its_calibration(tmp_path: Path) -> No
     [
         ({"flops": None}, "the run ended before its operations were counted"),
         ({"flops": None, "probe": "off"}, "--probe off"),
-        ({"flops": None, "strategy": "own"}, "own loop"),
+        ({"flops": None, "strategy": "own", "engine": "own"}, "own loop"),
         ({"flops": msgspec.structs.replace(FLOPS, counted=None, without_padding=None, padding=None, uncounted=None,
           reasons=dict.fromkeys(("counted", "without_padding", "padding"), "it is odd"))},
          "it is odd"),
