@@ -70,12 +70,16 @@ class Pulse:
 
     def __init__(self, folder: Path, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.step: int | None = None
-        self.phase: str = "starting"
+        self._number = -1
         self._descriptor = os.open(pulse_file(folder, rank), os.O_RDWR | os.O_CREAT, 0o644)
         self._page = _shared_page(folder, self._descriptor)
         self._since = memoryview(self._page)[PLACE : PLACE + 8].cast("d")
         self._where = memoryview(self._page)[PLACE + 8 : PLACE + 16].cast("q")
         self._names = {name: number for number, name in enumerate(EVENTS)}
+        # Those of them that need no more than to be written down.
+        self._plain: dict[str | None, int] = {}
+        self._of_step = NO_STEP * 256
+        self._in_memory = not isinstance(self._page, bytearray)
         self._request = dump_request(folder)
         self._clock = clock
         # A pid can be used again: with its start it names this process alone.
@@ -95,27 +99,35 @@ class Pulse:
 
     def at(self, step: int | None, phase: str | None) -> None:
         """The rank begins `phase` (of `step`)."""
-        # Several times a step, between large operations that leave the caches cold: packing it took 15 us.
+        # Several times a step, between large operations that leave the caches cold: a line costs 1 us.
         now = self._clock()
         if step != self.step:
             self._step_begins(step, now)
-        if phase is not None:
-            self.phase = phase
-        number = self._names.get(self.phase)
-        if number is None or self._patient:
-            number = self._named()
-        if number < len(EVENTS):
-            self._interrupted = True
+        number = self._plain.get(phase)
+        if number is None:
+            number = self._of_note(self.phase if phase is None else phase)
+        self._number = number
         self._since[0] = now
-        self._where[0] = (NO_STEP if step is None else step) * 256 + number
-        if isinstance(self._page, bytearray):
+        self._where[0] = self._of_step + number
+        if not self._in_memory:
             with contextlib.suppress(OSError):
                 os.pwrite(self._descriptor, self._page[PLACE : PLACE + HERE.size], PLACE)
 
-    def _named(self) -> int:
-        """The number of the phase, which outsiders know from now on."""
-        number = self._names.setdefault(self.phase, min(len(self._names), 255))
-        self._say()
+    @property
+    def phase(self) -> str:
+        """Where the rank is, or what it was in last."""
+        return next((name for name, number in self._names.items() if number == self._number), "starting")
+
+    def _of_note(self, phase: str) -> int:
+        """The number of a phase that outsiders do not know yet, that is an event, or that ends their patience."""
+        number = self._names.get(phase)
+        if number is None or self._patient:
+            number = self._names.setdefault(phase, min(len(self._names), 255))
+            self._say()
+        if number < len(EVENTS):
+            self._interrupted = True
+        else:
+            self._plain[phase] = number
         return number
 
     def _step_begins(self, step: int | None, now: float) -> None:
@@ -124,6 +136,7 @@ class Pulse:
         self._began = now if step is not None else None
         self._interrupted = False
         self.step = step
+        self._of_step = (NO_STEP if step is None else step) * 256
 
     def patient(self) -> None:
         """What comes now may take its time: it is no step."""
@@ -137,6 +150,8 @@ class Pulse:
 
     def _say(self, *, patient: bool = False, **more: Any) -> None:
         self._patient = patient
+        if patient:
+            self._plain.clear()
         self._put(SELF, {**self._process, "phases": list(self._names), "patient": patient, **more})
 
     def median_seconds(self) -> float:

@@ -28,7 +28,18 @@ def shapes_of(batch: Any) -> Shapes:
 
 
 def _shapes(leaves: Sequence[Any]) -> Shapes:
-    return tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves if isinstance(leaf, torch.Tensor))
+    return tuple([(leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, torch.Tensor)])
+
+
+def _leaves(batch: Any) -> Sequence[Any]:
+    """Those of `batch`, as tree_flatten has them, which is written in Python and costs a small step half a percent."""
+    if isinstance(batch, torch.Tensor):
+        return (batch,)
+    if type(batch) is dict:
+        leaves = list(batch.values())
+        if all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            return leaves
+    return tree_flatten(batch)[0]
 
 
 @dataclass
@@ -80,10 +91,11 @@ class BatchTally:
     def note(self, batch: Any, role: Role) -> None:
         """The next micro-batch, before it goes to its device, of a step of that `role`."""
         held = self._measured if role == "measured" else self._others
-        leaves, structure = tree_flatten(batch)
-        held.elements.append(sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)))
+        leaves = _leaves(batch)
+        held.elements.append(sum([leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)]))
         held.seen.shapes[_shapes(leaves)] += 1
         if self._example is None:
+            structure = tree_flatten(batch)[1]
             self._example = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
             self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         if held.seen.filled is not None:

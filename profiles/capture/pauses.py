@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .core import CoreWatch, core_watch
 from .garbage import GarbageWatch, garbage_watch
 
 
-@dataclass(frozen=True, slots=True)
-class Paused:
+class Paused(NamedTuple):
     """Of one step, in nanoseconds: the collector's pauses, and the time on a core and waiting for one; null where that
     is not known."""
 

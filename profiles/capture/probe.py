@@ -154,17 +154,18 @@ class Probe:
 class _Step:
     """The step that the probe is in."""
 
-    __slots__ = ("_probe", "next")
+    __slots__ = ("_ended", "_probe", "next")
 
     next: ScheduledStep
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
+        self._ended: Any = None
 
     def __enter__(self) -> None:
         probe, step = self._probe, self.next
         probe._current = probe._steps.begin(step)
-        if probe._pauses is not None:
+        if probe._pauses is not None and probe._current.begin is not self._ended:
             probe._pauses.take()  # what came in an event, or before the first step, is no step's
         if probe._times_recompute:
             probe._current.recomputed = []
@@ -189,6 +190,7 @@ class _Step:
             noted.paused = probe._pauses.take()
         probe._current = None
         probe._steps.end(noted)
+        self._ended = noted.end
 
 
 class _Phases(dict[str, "_Phase"]):
