@@ -47,10 +47,10 @@ report: install ## rebuild the report of a run from its folder alone: RUN=runs/l
 diagnose: install ## what holds a run back: RUN=runs/latest, or SCENARIO=slow_loader to plant a fault first
 	@$(PY) -m scalelab.launch.make_front diagnose
 
-# Two at a time, but for faults: of those some are known by how long nothing moves, and want the machine for themselves.
+# Two at a time, but for ranks that hang: they are known by how long nothing moves, and want the machine for themselves.
 test: install ## the test suite
-	@$(PY) -m pytest -n 2 --dist worksteal --ignore tests/faults
-	@$(PY) -m pytest tests/faults
+	@$(PY) -m pytest -n 2 --dist worksteal --ignore tests/faults/test_hangs.py
+	@$(PY) -m pytest tests/faults/test_hangs.py
 
 check: install ## ruff and pyright
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright

@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Protocol
+from typing import IO, Protocol
 
 import orjson
 
@@ -49,14 +49,7 @@ def launching(plan: Plan) -> Iterator[Start]:
     environment = {**_environment(plan), "OMP_NUM_THREADS": str(plan.threads_per_rank)}
     with tempfile.TemporaryFile() as early:
         # What it says before there is a folder, it writes into its log itself when there is one.
-        forker = subprocess.Popen(
-            [*command, orjson.dumps(asdict(plan.setting)).decode()],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=early,
-            stderr=early,
-            start_new_session=True,
-        )
+        forker = started([*command, orjson.dumps(asdict(plan.setting)).decode()], environment, early)
         order, before, log = forker.stdin, dict(os.environ), None
         assert order is not None
 
@@ -82,6 +75,13 @@ def launching(plan: Plan) -> Iterator[Start]:
                 early.seek(0)
                 with contextlib.suppress(OSError):
                     log.write_bytes(early.read())
+
+
+def started(command: list[str], environment: Mapping[str, str], says: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The process of `command`, in a session of its own: it waits for an order and writes into `says`."""
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=says, stderr=says, start_new_session=True
+    )
 
 
 def _torchrun(folder: RunFolder, plan: Plan) -> Launcher:

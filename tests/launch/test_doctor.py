@@ -22,8 +22,9 @@ from scalelab.launch.doctor.ranks import RanksError, measure_on_ranks
 from scalelab.profiles.analysis.wire import wire_factor
 from scalelab.profiles.calibration import BusyCores, Calibration
 
-from tests.launch.test_run import QUICK, model_file, scalelab
+from tests.launch.test_run import QUICK, model_file
 from tests.profiles.test_calibration import CALIBRATION
+from tests.support.command import scalelab
 
 CUDA = Devices("cuda", 2, "NVIDIA H100", 80 << 30, compute_capability=(9, 0))
 OLD_CUDA = Devices("cuda", 1, "Tesla V100", 16 << 30, compute_capability=(7, 0))

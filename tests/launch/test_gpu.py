@@ -10,7 +10,7 @@ from scalelab.launch import strategies
 from scalelab.launch.precision import PRECISIONS
 from scalelab.profiles.capture.timeline import CudaTimeline
 
-from tests.launch.test_run import scalelab
+from tests.support.command import scalelab
 
 pytestmark = pytest.mark.gpu
 

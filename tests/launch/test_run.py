@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ from typing import Any
 import pytest
 from scalelab.launch import strategies
 from scalelab.profiles.analysis.parity import deviations
+
+from tests.support.command import quick_scalelab, scalelab
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--steps=4", "--warmup=2", "--json"]
@@ -32,46 +32,54 @@ MODEL = """
 """
 
 
-def scalelab(*argv: object, **options: Any) -> tuple[int, dict[str, Any], str]:
-    """Exit code, the JSON on stdout, and stderr of one command."""
-    command = [sys.executable, "-m", "scalelab", *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, **options)
-    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
-
-
 def model_file(tmp_path: Path, body: str = "pass", extra: str = "") -> Path:
     path = tmp_path / "my model [x] 'q'.py"
     path.write_text(textwrap.dedent(MODEL).format(body=body) + textwrap.dedent(extra))
     return path
 
 
-def test_our_model_trains_evaluates_and_saves_under_every_strategy(tmp_path: Path) -> None:
+def trained(tmp_path: Path, strategy: str) -> dict[str, Any]:
+    """The summary of our model under `strategy`."""
+    code, summary, errors = quick_scalelab(
+        "run", "--model=nano", f"--strategy={strategy}", "--gpus=2", f"--out={tmp_path / 'out [x]'}", *QUICK,
+        "--eval-every=3", "--save-every=6", "--record-grad-norm", "--micro-batch=2", "--target=ap_mean>=0.0",
+    )  # fmt: skip
+    assert code == 0, errors
+    return summary
+
+
+@pytest.fixture(scope="module")
+def by_ddp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return trained(tmp_path_factory.mktemp("ddp"), "ddp")
+
+
+# Under the slow ones the model trains in test_parity.py as well.
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("zero1", "zero2") else ())
+        for name in sorted(set(strategies.names()) - {"single"})
+    ],
+)
+def test_our_model_trains_evaluates_and_saves(tmp_path: Path, by_ddp: dict[str, Any], strategy: str) -> None:
     """Every strategy on two ranks sees the same data and reaches the same losses and held-out metric as DDP."""
-    found = {}
-    for strategy in sorted(set(strategies.names()) - {"single"}):
-        code, summary, errors = scalelab(
-            "run", "--model=nano", f"--strategy={strategy}", "--gpus=2", f"--out={tmp_path / 'out [x]'}", *QUICK,
-            "--eval-every=3", "--save-every=6", "--record-grad-norm", "--micro-batch=2", "--target=ap_mean>=0.0",
-        )  # fmt: skip
-        assert code == 0, errors
-        folder = Path(summary["run_folder"])
-        assert json.loads((folder / "status.json").read_text())["state"] == "finished"
-        assert json.loads((folder / "summary.json").read_text())["run_id"] == folder.name
-        assert {path.name for path in (folder / "ranks").iterdir()} == {"r000.jsonl", "r001.jsonl"}
-        assert {event["kind"] for event in summary["events"]} - {"flush"} == {"checkpoint", "evaluation"}
-        manifest = json.loads(next((folder / "checkpoints").glob("*/MANIFEST.json")).read_text())
-        assert manifest["world_size"] == 2
-        assert manifest["files"]
-        assert summary["quality"]["metric"] == "ap_mean"
-        law = json.loads((folder / "run.json").read_text())["law"]
-        worst = max(law["ranks"], key=lambda rank: sum(rank.values()))
-        kinds = ("parameters", "gradients", "optimizer")
-        assert {kind: summary["memory"]["state"][kind] for kind in kinds} == worst
-        found[strategy] = summary
-    base = found["ddp"]
-    for strategy, summary in found.items():
-        assert not deviations(summary, {"loss": base["loss"], "grad_norm": base["grad_norm"]}, tolerance=1e-5), strategy
-        assert summary["quality"]["best"] == pytest.approx(base["quality"]["best"], abs=1e-3)
+    summary = by_ddp if strategy == "ddp" else trained(tmp_path, strategy)
+    folder = Path(summary["run_folder"])
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert json.loads((folder / "summary.json").read_text())["run_id"] == folder.name
+    assert {path.name for path in (folder / "ranks").iterdir()} == {"r000.jsonl", "r001.jsonl"}
+    assert {event["kind"] for event in summary["events"]} - {"flush"} == {"checkpoint", "evaluation"}
+    manifest = json.loads(next((folder / "checkpoints").glob("*/MANIFEST.json")).read_text())
+    assert manifest["world_size"] == 2
+    assert manifest["files"]
+    assert summary["quality"]["metric"] == "ap_mean"
+    law = json.loads((folder / "run.json").read_text())["law"]
+    worst = max(law["ranks"], key=lambda rank: sum(rank.values()))
+    kinds = ("parameters", "gradients", "optimizer")
+    assert {kind: summary["memory"]["state"][kind] for kind in kinds} == worst
+    expected = {"loss": by_ddp["loss"], "grad_norm": by_ddp["grad_norm"]}
+    assert not deviations(summary, expected, tolerance=1e-5)
+    assert summary["quality"]["best"] == pytest.approx(by_ddp["quality"]["best"], abs=1e-3)
 
 
 def test_deterministic_runs_repeat_bit_for_bit(tmp_path: Path) -> None:
@@ -83,7 +91,7 @@ def test_deterministic_runs_repeat_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_run_says_how_it_was_trained(tmp_path: Path) -> None:
     """Engine, precision with its five dtypes, checkpointing, compilation and the law, in run.json and the summary."""
-    code, summary, errors = scalelab(
+    code, summary, errors = quick_scalelab(
         "run", "--model=nano", "--strategy=fsdp2", "--gpus=2", f"--out={tmp_path}", *QUICK, "--precision=bf16-params",
         "--checkpointing=selective", "--grad-accumulation=2", "--engine=accelerate", "--clip-norm=1", "--optimizer=sgd",
     )  # fmt: skip
@@ -110,14 +118,16 @@ def test_ranks_that_build_different_weights_are_refused(tmp_path: Path) -> None:
             return model
     """
     path = model_file(tmp_path, extra=extra)
-    code, _, errors = scalelab("run", f"--model={path}", "--strategy=fsdp2", "--gpus=2", f"--out={tmp_path}", *QUICK)
+    code, _, errors = quick_scalelab(
+        "run", f"--model={path}", "--strategy=fsdp2", "--gpus=2", f"--out={tmp_path}", *QUICK
+    )
     assert (code, "different weights on different ranks" in errors) == (2, True), errors
 
 
 def test_skipped_updates_are_counted(tmp_path: Path) -> None:
     """fp16's first scale is too large for this model: its first updates are skipped, and the summary says how many."""
     path = model_file(tmp_path, "return (self.layer(batch['x']) * 30).square().mean()")
-    code, summary, errors = scalelab(
+    code, summary, errors = quick_scalelab(
         "run", f"--model={path}", "--gpus=2", f"--out={tmp_path}", *QUICK, "--precision=fp16", "--record-grad-norm"
     )
     assert code == 0, errors
@@ -127,7 +137,7 @@ def test_skipped_updates_are_counted(tmp_path: Path) -> None:
 
 def test_the_example_model_of_somebody_else_trains(tmp_path: Path) -> None:
     """The worked example learns, with its own loader, its options and a thread that prefetches."""
-    code, summary, errors = scalelab(
+    code, summary, errors = quick_scalelab(
         "run", "--model", ROOT / "examples" / "byte_gpt.py", "--strategy=ddp", "--gpus=2", f"--out={tmp_path}",
         "--model-option=layers=1", "--model-option=width=32", "--prefetch=2", "--steps=20", "--json",
     )  # fmt: skip
@@ -173,7 +183,7 @@ def test_a_model_that_misbehaves_is_named(
 ) -> None:
     """Exit code, cause and place of each fault; the status file has them too."""
     path = model_file(tmp_path, body, extra)
-    found, _, errors = scalelab("run", f"--model={path}", "--gpus=1", f"--out={tmp_path}", *options, *QUICK)
+    found, _, errors = quick_scalelab("run", f"--model={path}", "--gpus=1", f"--out={tmp_path}", *options, *QUICK)
     assert found == code, errors
     for part in parts:
         assert part in errors
@@ -190,13 +200,13 @@ def test_a_model_that_misbehaves_is_named(
 def test_bad_places_and_data_are_refused_before_anything_starts(tmp_path: Path) -> None:
     """A folder that cannot be written is preflight, data that is missing or too little is data."""
     (tmp_path / "file").write_text("")
-    code, _, errors = scalelab("run", "--model=nano", f"--out={tmp_path / 'file'}", *QUICK)
+    code, _, errors = quick_scalelab("run", "--model=nano", f"--out={tmp_path / 'file'}", *QUICK)
     assert (code, "a file is in the place of a folder" in errors) == (3, True)
-    code, _, errors = scalelab("run", "--model=nano", f"--data={tmp_path / 'none'}", f"--out={tmp_path}", *QUICK)
+    code, _, errors = quick_scalelab("run", "--model=nano", f"--data={tmp_path / 'none'}", f"--out={tmp_path}", *QUICK)
     assert (code, "no such folder" in errors) == (4, True)
-    code, _, errors = scalelab("run", "--model=nano", "--global-batch=100000", f"--out={tmp_path}", *QUICK)
+    code, _, errors = quick_scalelab("run", "--model=nano", "--global-batch=100000", f"--out={tmp_path}", *QUICK)
     assert (code, "fewer than one global batch" in errors) == (4, True)
-    code, _, errors = scalelab("run", f"--model={tmp_path / 'absent.py'}", f"--out={tmp_path}", *QUICK)
+    code, _, errors = quick_scalelab("run", f"--model={tmp_path / 'absent.py'}", f"--out={tmp_path}", *QUICK)
     assert (code, "no such file" in errors) == (2, True)
 
 
@@ -211,6 +221,6 @@ def test_data_make_and_check(tmp_path: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    code, found, _ = scalelab("data", "check", tmp_path / "a b", "--json")
+    code, found, _ = quick_scalelab("data", "check", tmp_path / "a b", "--json")
     assert code == 4
     assert found["problems"][0]["shard"] == shard.name

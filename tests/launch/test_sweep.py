@@ -16,7 +16,7 @@ import pytest
 from scalelab.launch.make_front import options
 from scalelab.profiles.sweepfolder import SweepFolder
 
-from tests.launch.test_run import scalelab
+from tests.support.command import scalelab
 from tests.support.wrong_reduce import MODEL
 
 SMALL = ["--strategies=ddp,zero1,single", "--gpus=2", "--repeats=1", "--steps=2", "--warmup=2", "--memory-step=off"]

@@ -26,9 +26,9 @@ from scalelab.profiles.records import StartRecord, StepRecord
 from scalelab.profiles.runfolder import RunFolder, appending
 from scalelab.profiles.used import TelemetryLackRecord, TelemetryRecord
 
-from tests.launch.test_run import scalelab
 from tests.profiles.test_telemetry import UUIDS, start
 from tests.support import fake_nvml, supervised
+from tests.support.command import scalelab
 from tests.support.fake_nvml import VARIABLE
 from tests.support.supervised import Outcome, run_supervised
 
