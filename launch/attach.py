@@ -77,7 +77,7 @@ class Probe:
         self._drawn: list[int] = []
         # Batches drawn outside of a step since the last one.
         self._unused = 0
-        self._told = False
+        self._told: set[str] = set()
         self._open: AbstractContextManager[None] | None = None
         self._inside = False
         # What lies before the next step is no part of it: a loader came to its end, or a step failed.
@@ -179,7 +179,10 @@ class Probe:
 
     def loss(self, loss: torch.Tensor) -> None:
         """Within a step: a micro-batch's loss on this rank, for the record. Read later, without waiting."""
-        self._probe.loss(loss)
+        if self._open is None:
+            self._say_once("Probe.loss: no step is open, so the loss is in none; call it within `with probe.step():`")
+        else:
+            self._probe.loss(loss)
 
     def close(self) -> None:
         """On all ranks together: write what is left, and on rank 0 the summary and the report.
@@ -213,9 +216,13 @@ class Probe:
 
     def _say_that_none_was_made(self) -> None:
         """Once, where batches were drawn for steps of which none came."""
-        if self._index == 0 and self._unused > 1 and not self._told:
-            self._told = True
-            say(NO_OWN_STEP)
+        if self._index == 0 and self._unused > 1:
+            self._say_once(NO_OWN_STEP)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            say(text)
 
     def _begin(self) -> None:
         if self._open is None:

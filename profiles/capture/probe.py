@@ -79,7 +79,9 @@ class Probe:
         self._timeline = timeline
         self._grad_norm_steps = grad_norm_steps
         self._memory_step = memory_step
-        self._current: NotedStep | None = None
+        nothing: Any = None
+        self._no_step = NotedStep(nothing, nothing, 0)
+        self._current = self._no_step
         self._measured = 0
         self._steps = StepWriter(write, timeline, watch, comm)
         self._step = _Step(self)
@@ -97,12 +99,10 @@ class Probe:
     def drawn(self, batch: Any) -> None:
         """The next micro-batch, before it goes to its device."""
         if self._batches is not None:
-            assert self._current is not None
             self._batches.note(batch, self._current.step.role)
 
     def loss(self, loss: torch.Tensor) -> None:
         """One micro-batch's loss on this rank; read later."""
-        assert self._current is not None
         value = loss.item() if self._timeline.synchronous else None
         self._current.losses.append(loss.detach() if value is None else value)
         if self._finite is not None:
@@ -111,7 +111,6 @@ class Probe:
     def gradients_ready(self, run: ModelState) -> None:
         """Before a step's update: the gradients are reduced and complete. Takes what the run asked to be recorded."""
         current = self._current
-        assert current is not None
         if current.step.index < self._grad_norm_steps:
             gradients = run.gradients()
             norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in gradients.parts])
@@ -122,7 +121,6 @@ class Probe:
 
     def updated(self, run: ModelState) -> None:
         """After a step's update: whether it was left out, a flag on the device, is read later with the losses."""
-        assert self._current is not None
         self._current.skipped = run.skipped
 
     @contextlib.contextmanager
@@ -134,7 +132,7 @@ class Probe:
 
     def drop(self) -> None:
         """Forget the step that is open: it turned out to be none. Its time goes to what comes next."""
-        self._current = None
+        self._current = self._no_step
         if self._comm is not None:
             self._comm.close()
 
@@ -178,7 +176,6 @@ class _Step:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         probe = self._probe
         noted = probe._current
-        assert noted is not None
         if error is not None:
             probe._steps.keep()
             return
@@ -188,7 +185,7 @@ class _Step:
             noted.comm = probe._comm.close()
         if probe._pauses is not None:
             noted.paused = probe._pauses.take()
-        probe._current = None
+        probe._current = probe._no_step
         probe._steps.end(noted)
         self._ended = noted.end
 
@@ -201,46 +198,51 @@ class _Phases(dict[str, "_Phase"]):
         self._probe = probe
 
     def __missing__(self, name: str) -> _Phase:
-        phase = self[name] = _Phase(self._probe, name)
+        phase = self[name] = (_Data if name == "data" else _Phase)(self._probe, name)
         return phase
 
 
 class _Phase:
     """A part of the step that the probe is in."""
 
-    __slots__ = ("_begin", "_begin_ns", "_comm", "_mark", "_name", "_probe")
-
     def __init__(self, probe: Probe, name: str) -> None:
         self._probe = probe
         self._name = name
         self._comm = probe._comm
         self._mark = probe._timeline.mark
+        self._at = probe._at
 
     def __enter__(self) -> None:
-        probe, comm = self._probe, self._comm
-        assert probe._current is not None
-        probe._at(probe._current.step.index, self._name)
+        comm = self._comm
+        self._at(self._probe._current.step.index, self._name)
         if comm is not None:
             comm.phase = self._name
             if comm.going_on:
                 comm.look(comm.clock())
         self._begin = self._mark()
-        if self._name == "data":
-            self._begin_ns = probe._timeline.host_ns(self._begin)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
             return
-        end = self._mark()
-        probe, comm = self._probe, self._comm
-        assert probe._current is not None
-        probe._current.phases.append((self._name, self._begin, end))
+        comm, self._end = self._comm, self._mark()
+        self._probe._current.phases.append((self._name, self._begin, self._end))
         if comm is not None:
             comm.phase = None
             if comm.going_on:
                 comm.look(comm.clock())
-        if self._name == "data":
-            probe._current.host_data_ns += probe._timeline.host_ns(end) - self._begin_ns
+
+
+class _Data(_Phase):
+    """The part in which a batch is drawn, which takes the host's time on every device."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._begin_ns = self._probe._timeline.host_ns(self._begin)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        super().__exit__(kind, error, trace)
+        if error is None:
+            self._probe._current.host_data_ns += self._probe._timeline.host_ns(self._end) - self._begin_ns
 
 
 class _Recomputing:
@@ -256,5 +258,5 @@ class _Recomputing:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         current = self._probe._current
-        if current is not None and current.recomputed is not None:
+        if current.recomputed is not None:
             current.recomputed.append((self._begin, self._probe._timeline.mark()))

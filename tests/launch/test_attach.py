@@ -98,6 +98,19 @@ def test_a_loop_without_ranks(alone: tuple[Probe, nn.Module, torch.optim.Optimiz
     assert (probe.folder.path / "report.html").is_file()
 
 
+def test_a_loss_outside_of_steps_ends_nothing(
+    alone: tuple[Probe, nn.Module, torch.optim.Optimizer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is in no step, which is said once."""
+    probe, model, optimizer = alone
+    for _ in range(2):
+        probe.loss(torch.ones(()))
+        loop(probe, model, optimizer, [torch.ones(4, 3)] * 3)
+    probe.close()
+    assert len(probe.folder.read("summary.json")["loss"]) == 6
+    assert capsys.readouterr().err.count("Probe.loss: no step is open") == 1
+
+
 @pytest.mark.parametrize("place", ["load_run", "write_run_report"])
 def test_a_report_that_cannot_be_made_does_not_end_the_job(
     alone: tuple[Probe, nn.Module, torch.optim.Optimizer],
