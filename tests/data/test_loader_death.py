@@ -104,8 +104,9 @@ def test_it_is_recognised_out_of_any_line_and_any_wrapping(dataset: Path) -> Non
 @pytest.mark.fault(10)
 @pytest.mark.timeout(60)
 def test_a_process_that_died_with_a_lock_stops_nobody(dataset: Path) -> None:
-    """The lock of the event by which torch ends its processes may be held by the one that was killed."""
-    made = indexed_loader(dataset, **REQUEST)
+    """The lock of the event by which torch ends its processes may be held by the one that was killed, before it has
+    handed over all that it has to."""
+    made = indexed_loader(dataset, **{**REQUEST, "micro_batch": 1})
     batches = iter(made)
     next(batches)
     assert made._deliveries is not None
