@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +75,7 @@ def make_within(planted: Planted) -> Make:
 def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
     with planted.around() as prefixes:
         processes = [
-            subprocess.Popen(
-                [
-                    *prefix,
-                    sys.executable,
-                    "-m",
-                    CHILD,
-                    *arguments({**options, **_place(host, len(prefixes))}),
-                    "--json",
-                ],
-                # It does not outlive this process, however that ends.
-                env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            started(prefix, [*arguments({**options, **_place(host, len(prefixes))}), "--json"])
             for host, prefix in enumerate(prefixes)
         ]
         try:
@@ -102,6 +88,18 @@ def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
         if process.returncode:
             raise ScenarioError("the run of the scenario failed:\n" + told.strip()[-2000:], process.returncode)
     return RunFolder(Path(orjson.loads(ended[0][0].splitlines()[-1])["run_folder"]))
+
+
+def started(prefix: Sequence[str], options: Sequence[str]) -> subprocess.Popen[str]:
+    """`scalelab run` with `options`, behind `prefix`."""
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-m", CHILD, *options],
+        # It does not outlive this process, however that ends.
+        env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _place(host: int, hosts: int) -> dict[str, int]:

@@ -28,15 +28,38 @@ def scalelab(*argv: object, **options: Any) -> Answer:
 
 def quick_scalelab(*argv: object, env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Answer:
     """The same, forked from the server of `tests.support.ranks`, and its ranks' forker from that. All else is real."""
-    with tempfile.TemporaryDirectory() as place:
-        says = [Path(place) / name for name in ("out", "err")]
-        arguments = ([str(each) for each in argv], dict(env), str(cwd or Path.cwd()), [str(path) for path in says])
-        process = context.Process(target=_command, args=arguments)
-        process.start()
-        process.join(TIMEOUT_SECONDS)
-        assert process.exitcode is not None, f"scalelab {' '.join(map(str, argv))} took {TIMEOUT_SECONDS} s"
-        out, err = (path.read_text() for path in says)
-        return process.exitcode, json.loads(out) if out.strip() else {}, err
+    command = Forked([str(each) for each in argv], env, cwd)
+    out, err = command.communicate(TIMEOUT_SECONDS)
+    assert command.returncode is not None, f"scalelab {' '.join(map(str, argv))} took {TIMEOUT_SECONDS} s"
+    return command.returncode, json.loads(out) if out.strip() else {}, err
+
+
+class Forked:
+    """`scalelab` with arguments `argv`, started: as much of a subprocess.Popen as who waits for it needs."""
+
+    def __init__(self, argv: list[str], env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> None:
+        self._place = tempfile.TemporaryDirectory()
+        self._says = [Path(self._place.name) / name for name in ("out", "err")]
+        arguments = (argv, dict(env), str(cwd or Path.cwd()), [str(path) for path in self._says])
+        self._process = context.Process(target=_command, args=arguments)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it printed on stdout and stderr, once it has ended."""
+        self._process.join(timeout)
+        out, err = (path.read_text() if path.exists() else "" for path in self._says)
+        self._place.cleanup()
+        return out, err
 
 
 def _command(argv: list[str], environment: dict[str, str], folder: str, says: Sequence[str]) -> None:
@@ -60,8 +83,8 @@ def _become(argv: list[str], environment: Mapping[str, str], *streams: IO[bytes]
     sys.stdin, sys.stdout, sys.stderr = (open(n, "w" if n else "r", closefd=False) for n in range(3))  # noqa: SIM115
 
 
-class _Forked:
-    """As much of a subprocess.Popen as `launching` needs."""
+class _Forker:
+    """A process that forks ranks: as much of a subprocess.Popen as `launching` needs."""
 
     def __init__(self, pid: int, stdin: IO[bytes]) -> None:
         self.pid = pid
@@ -81,7 +104,7 @@ class _Forked:
         os.kill(self.pid, 9)
 
 
-def _forked(command: Sequence[str], environment: Mapping[str, str], says: IO[bytes]) -> _Forked:
+def _forked(command: Sequence[str], environment: Mapping[str, str], says: IO[bytes]) -> _Forker:
     """In the place of `launchers.started`: a process that does what `python -m scalelab.….forker ARGUMENTS` does."""
     from scalelab.launch.supervision import forker
 
@@ -89,7 +112,7 @@ def _forked(command: Sequence[str], environment: Mapping[str, str], says: IO[byt
     pid = os.fork()
     if pid:
         os.close(read)
-        return _Forked(pid, open(write, "wb"))
+        return _Forker(pid, open(write, "wb"))
     code: object = 1
     try:
         os.setsid()
