@@ -180,7 +180,7 @@ class Probe:
     def loss(self, loss: torch.Tensor) -> None:
         """Within a step: a micro-batch's loss on this rank, for the record. Read later, without waiting."""
         if self._open is None:
-            self._say_once("Probe.loss: no step is open, so the loss is in none; call it within `with probe.step():`")
+            self._say_once("Probe.loss: no step is open, so the loss is left out; call it within `with probe.step():`")
         else:
             self._probe.loss(loss)
 

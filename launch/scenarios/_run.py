@@ -75,7 +75,7 @@ def make_within(planted: Planted) -> Make:
 def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
     with planted.around() as prefixes:
         processes = [
-            started(prefix, [*arguments({**options, **_place(host, len(prefixes))}), "--json"])
+            start_run(prefix, [*arguments({**options, **_place(host, len(prefixes))}), "--json"])
             for host, prefix in enumerate(prefixes)
         ]
         try:
@@ -90,8 +90,9 @@ def _run(planted: Planted, options: Mapping[str, Any]) -> RunFolder:
     return RunFolder(Path(orjson.loads(ended[0][0].splitlines()[-1])["run_folder"]))
 
 
-def started(prefix: Sequence[str], options: Sequence[str]) -> subprocess.Popen[str]:
-    """`scalelab run` with `options`, behind `prefix`."""
+def start_run(prefix: Sequence[str], options: Sequence[str]) -> subprocess.Popen[str]:
+    """`scalelab run` with `options`, behind `prefix`. By itself, so that many can be forked from one that has imported
+    all."""
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", CHILD, *options],
         # It does not outlive this process, however that ends.

@@ -49,7 +49,7 @@ def launching(plan: Plan) -> Iterator[Start]:
     environment = {**_environment(plan), "OMP_NUM_THREADS": str(plan.threads_per_rank)}
     with tempfile.TemporaryFile() as early:
         # What it says before there is a folder, it writes into its log itself when there is one.
-        forker = started([*command, orjson.dumps(asdict(plan.setting)).decode()], environment, early)
+        forker = start_forker([*command, orjson.dumps(asdict(plan.setting)).decode()], environment, early)
         order, before, log = forker.stdin, dict(os.environ), None
         assert order is not None
 
@@ -77,8 +77,9 @@ def launching(plan: Plan) -> Iterator[Start]:
                     log.write_bytes(early.read())
 
 
-def started(command: list[str], environment: Mapping[str, str], says: IO[bytes]) -> subprocess.Popen[bytes]:
-    """The process of `command`, in a session of its own: it waits for an order and writes into `says`."""
+def start_forker(command: list[str], environment: Mapping[str, str], says: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The process of `command`, in a session of its own: it waits for an order and writes into `says`. By itself, so
+    that it can be forked from one that has imported all."""
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=says, stderr=says, start_new_session=True
     )

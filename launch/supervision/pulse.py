@@ -78,8 +78,7 @@ class Pulse:
         self._names = {name: number for number, name in enumerate(EVENTS)}
         # Those of them that need no more than to be written down.
         self._plain: dict[str | None, int] = {}
-        self._of_step = NO_STEP * 256
-        self._in_memory = not isinstance(self._page, bytearray)
+        self._shared = not isinstance(self._page, bytearray)
         self._request = dump_request(folder)
         self._clock = clock
         # A pid can be used again: with its start it names this process alone.
@@ -91,6 +90,7 @@ class Pulse:
         }
         self._patient = False
         self._began: float | None = None
+        self._of_step = NO_STEP * 256
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._interrupted = False
         self._tail: dict[str, Any] = {}
@@ -105,11 +105,11 @@ class Pulse:
             self._step_begins(step, now)
         number = self._plain.get(phase)
         if number is None:
-            number = self._of_note(self.phase if phase is None else phase)
+            number = self._uncommon(self.phase if phase is None else phase)
         self._number = number
         self._since[0] = now
         self._where[0] = self._of_step + number
-        if not self._in_memory:
+        if not self._shared:
             with contextlib.suppress(OSError):
                 os.pwrite(self._descriptor, self._page[PLACE : PLACE + HERE.size], PLACE)
 
@@ -118,7 +118,7 @@ class Pulse:
         """Where the rank is, or what it was in last."""
         return next((name for name, number in self._names.items() if number == self._number), "starting")
 
-    def _of_note(self, phase: str) -> int:
+    def _uncommon(self, phase: str) -> int:
         """The number of a phase that outsiders do not know yet, that is an event, or that ends their patience."""
         number = self._names.get(phase)
         if number is None or self._patient:

@@ -7,10 +7,9 @@ On CUDA one sum is taken of each tensor, which stays on the device and is read w
 looked at after each backward, all in one, and outputs are kept until the loss is known.
 
 Between large operations the caches are cold, and a line of Python costs 1 us on a CPU. Hooks of gradients are therefore
-functions of C alone. Outputs are seen in the place of a part's own `forward`, as torch goes through 30 lines more for a
-module that has a hook: eight parts cost a step of 8 ms 300 us by hooks, and nothing that could be told from none so.
-Those that are too large to be kept take themselves away. No tensor is kept from one step to the next: small ones
-between large ones break up the allocator's heap, which was measured to cost a step of 15 ms up to 10 %.
+functions of C alone. Outputs are seen in the place of a part's own `forward`: for a module that has a hook torch goes
+through 30 lines more, which on eight parts cost a step of 8 ms 300 us. No tensor is kept from one step to the next:
+small ones between large ones break up the allocator's heap, which was measured to cost a step of 15 ms up to 10 %.
 """
 
 from __future__ import annotations
@@ -41,12 +40,14 @@ class FiniteWatch:
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], *, compiled: bool = False) -> None:
-        # By name, as parts returned them; on CUDA their sums.
-        self._outputs: list[tuple[str, Any]] = []
+        # By the part's name.
+        self._outputs: list[Noted] = []
         self._gradients: dict[str, torch.Tensor] = {}
         self._earlier_gradients: list[Noted] = []
         self._parts = dict(parts)
-        self._hooks: list[RemovableHandle | _Output] = []
+        self._places: list[_Output] = []
+        self._on_cuda = False
+        self._hooks: list[RemovableHandle] = []
         self._generation = 0
         self._compiled = compiled
         self._watched: list[tuple[nn.Module, str, str, nn.Parameter]] = []
@@ -66,8 +67,11 @@ class FiniteWatch:
     def sharded(self) -> None:
         """The model is under its strategy: watch from now on. A strategy that put a shard in a parameter's place puts
         the whole there when the parameter's module runs: that is then watched."""
-        for name, part in self._parts.items():
-            self._hooks.append(_Output(self, name, part))
+        if not self._places:
+            self._on_cuda = any(each.is_cuda for part in self._parts.values() for each in part.parameters())
+            self._places = [_Output(self, name, part) for name, part in self._parts.items()]
+        for place in self._places:
+            place.put()
         for number, (owner, own_name, _, parameter) in enumerate(self._watched):
             if owner._parameters.get(own_name) is parameter:
                 self._watch(parameter, number)
@@ -77,9 +81,9 @@ class FiniteWatch:
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """Within, nothing is watched, and no hook is left."""
-        for hook in self._hooks:
-            hook.remove()
+        """Within, nothing is watched, no hook is left, and parts have their own `forward`."""
+        for each in (*self._places, *self._hooks):
+            each.remove()
         self._hooks = []
         self._generation += 1
         try:
@@ -108,11 +112,9 @@ class FiniteWatch:
     def take(self) -> tuple[list[Noted], list[Noted]]:
         """What was noted since the last call: outputs and gradients, each in the order in which they came up. On a CPU
         there are gradients only where one is not finite."""
+        # Of a parameter that a part returned, FSDP2 has taken the memory away.
         outputs = [
-            (f"the output of {name}", tensor.detach())
-            for name, output in self._outputs
-            for tensor in _tensors(output)
-            if _is_kept(tensor)
+            (f"the output of {name}", tensor) for name, tensor in self._outputs if tensor.untyped_storage().size()
         ]
         self._outputs.clear()
         gradients, self._earlier_gradients = self._earlier_gradients, []
@@ -147,66 +149,82 @@ def _gradient(name: str) -> str:
 
 
 class _Output:
-    """Stands in the place of the `forward` of a part, until it finds that there is nothing for it to do."""
+    """Stands in the place of a part's `forward`, the same one each time: torch's compiler, where a user's model calls
+    it, would compile anew for every other."""
 
     def __init__(self, watch: FiniteWatch, name: str, part: nn.Module) -> None:
         self._watch = watch
         self._name = name
         self._part = part
-        self._was_own = "forward" in vars(part)
-        self.__wrapped__ = part.forward  # by that name, inspect finds what the part takes
         self._note = watch._outputs.append
-        self._as_it_is = False
-        part.forward = self
+        self._here = False
+        self._buried = False
+        self.__wrapped__: Any = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.__wrapped__(*args, **kwargs)
-        if torch.is_grad_enabled():
-            if self._as_it_is:
-                self._note((self._name, output))
-            else:
-                self._look(output)
-        return output
-
-    def __reduce__(self) -> Any:
-        """A copy of the part is not watched."""
-        return getattr, (self._part, "forward")
+    def put(self) -> None:
+        self._here = True
+        if self._buried:
+            return
+        self._was_own = "forward" in vars(self._part)
+        if self.__wrapped__ != self._part.forward:
+            functools.update_wrapper(self, self._part.forward, updated=())
+        self._part.forward = self
 
     def remove(self) -> None:
-        if vars(self._part).get("forward") is not self:
+        self._here = False
+        # Somebody may have put something around it: then it stays there, and does nothing.
+        self._buried = vars(self._part).get("forward") is not self
+        if self._buried:
             return
         if self._was_own:
             self._part.forward = self.__wrapped__
         else:
             del self._part.forward
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.__wrapped__(*args, **kwargs)
+        if self._here and torch.is_grad_enabled():
+            if type(output) is torch.Tensor and not output.is_cuda and not self._watch._compiled:
+                if output.numel() <= SMALL_ELEMENTS and output.is_floating_point():
+                    self._note((self._name, output.detach()))
+            else:
+                self._look(output)
+        return output
+
+    def __reduce__(self) -> Any:
+        """A deep copy of the part, and what is stored of it, has what stood here before."""
+        return _itself, (self.__wrapped__,)
+
     def _look(self, output: Any) -> None:
-        watch, of_use = self._watch, self._watch._compiled
-        tensors = [tensor for tensor in _tensors(output) if tensor.is_floating_point() and tensor.numel()]
-        for tensor in tensors:
-            if tensor.is_cuda or _is_kept(tensor):
-                of_use = True
-                self._note((self._name, tensor.detach().sum(dtype=torch.float32) if tensor.is_cuda else tensor))
+        watch = self._watch
+        for tensor in _tensors(output):
+            if not (tensor.is_floating_point() and tensor.numel()):
+                continue
+            if tensor.is_cuda:
+                self._note((self._name, tensor.detach().sum(dtype=torch.float32)))
+            elif tensor.numel() <= SMALL_ELEMENTS and not watch._on_cuda:
+                self._note((self._name, tensor.detach()))
             if watch._compiled and tensor.requires_grad:
                 what = f"the gradient at the output of {self._name}"
                 tensor.register_hook(functools.partial(watch._note_sum, what))
-        if not of_use:
-            self.remove()
-        elif not watch._compiled:
-            self._as_it_is = all(not tensor.is_cuda and _is_kept(tensor) for tensor in tensors)
 
 
-def _is_kept(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and 0 < tensor.numel() <= SMALL_ELEMENTS
+def _itself(value: Any) -> Any:
+    return value
 
 
 def parts_of(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """What is watched of `model`, by name: its `blocks`, and its direct children that hold none of them."""
+    """What is watched of `model`, by name: its `blocks`, and its direct children that hold none of them; none that is
+    scripted."""
     inside = {id(block) for block in blocks}
     for child in model.children():
         if not any(id(module) in inside for module in child.modules()):
             inside.add(id(child))
-    return {name: module for name, module in model.named_modules() if id(module) in inside and name}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if id(module) in inside and name and not isinstance(module, torch.jit.ScriptModule)
+    }
 
 
 def first_not_finite(noted: Sequence[Noted]) -> str | None:
@@ -219,6 +237,7 @@ def _smallest(part: nn.Module) -> tuple[nn.Module, str, str] | None:
     found = [
         (parameter.numel(), index, module, name, f"{path}.{name}" if path else name)
         for index, (path, module) in enumerate(part.named_modules())
+        if not isinstance(module, torch.jit.ScriptModule)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad
     ]

@@ -79,6 +79,7 @@ class Probe:
         self._timeline = timeline
         self._grad_norm_steps = grad_norm_steps
         self._memory_step = memory_step
+        # In the place of a step where none is open.
         nothing: Any = None
         self._no_step = NotedStep(nothing, nothing, 0)
         self._current = self._no_step
@@ -103,6 +104,7 @@ class Probe:
 
     def loss(self, loss: torch.Tensor) -> None:
         """One micro-batch's loss on this rank; read later."""
+        assert self._current is not self._no_step, "a loss outside of a step"
         value = loss.item() if self._timeline.synchronous else None
         self._current.losses.append(loss.detach() if value is None else value)
         if self._finite is not None:

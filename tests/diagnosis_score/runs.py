@@ -96,17 +96,17 @@ def made(folder: Path) -> dict[Key, Row]:
     return found
 
 
-_started = _run.started
+_start_run = _run.start_run
 
 
 def _quickly_started(prefix: Sequence[str], options: Sequence[str]) -> Any:
     """A run forked from what has been imported, which saves five seconds of ten; one within something, as it is."""
-    return _started(prefix, options) if prefix else Forked(["run", *options])
+    return _start_run(prefix, options) if prefix else Forked(["run", *options])
 
 
 def make(folder: Path, keys: Sequence[Key], found: dict[str, Scenario]) -> dict[Key, Row]:
     """Make those of `keys` that `folder` lacks, as far as the time allows; all that are there then."""
-    _run.started = _quickly_started
+    _run.start_run = _quickly_started
     folder.mkdir(parents=True, exist_ok=True)
     begin, device, there = time.monotonic(), devices.detect().kind, made(folder)
     todo = [key for key in keys if key not in there or there[key].failed is not None]

@@ -41,7 +41,7 @@ def test_a_slow_rank_is_no_fault(tmp_path: Path, timed: Timed) -> None:
     assert found.status["exit_code"] == 0
     ranks = [found.folder.records(rank)[0] for rank in (0, 1)]
     forward = [[each.phases["forward"] for each in rank if isinstance(each, StepRecord)] for rank in ranks]
-    assert sorted(forward[1])[5] > 2 * sorted(forward[0])[5]
+    assert sorted(forward[1])[5] - sorted(forward[0])[5] > 0.01
 
 
 def break_connections(rank: int, planted: int) -> None:

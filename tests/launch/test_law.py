@@ -95,16 +95,17 @@ def recorded() -> dict[str, dict[str, int]]:
 def test_state_and_payload_equal_the_law(name: str, engine: str, world_size: int, every: bool) -> None:
     """Live bytes of parameters, gradients and optimizer on every rank, and payload by phase and kind.
 
-    All shapes of the first case and one of the others; `every` case in all shapes, where time does not matter.
+    The first case in all three shapes, the others in one after another; `every` case in all, where time does not
+    matter.
     """
     strategy = strategies.load(name)
     settings = supported(strategy, [replace(case, world_size=world_size, engine=engine) for case in CASES])
     if not settings:
         pytest.skip(f"{name}: {strategy.unsupported(replace(BASE, world_size=world_size))}")
-    cases = [(settings[0], width) for width in WIDTHS[1:]]
-    cases += [(setting, WIDTHS[0]) for setting in settings]
+    cases = [(settings[0], width) for width in WIDTHS]
+    cases += [(setting, WIDTHS[number % len(WIDTHS)]) for number, setting in enumerate(settings[1:])]
     if every:
-        cases += [(setting, width) for setting in settings[1:] for width in WIDTHS[1:]]
+        cases = [(setting, width) for setting in settings for width in WIDTHS]
     failures = []
     for rank, results in enumerate(run_ranks(measured_on_rank, world_size, name, cases)):
         for (setting, width), result in zip(cases, results, strict=True):

@@ -90,7 +90,7 @@ def pairwise(cases: list[Setting]) -> list[Setting]:
 
 
 PAIRS = pairwise(MATRIX)
-ON_FOUR = [case for case in PAIRS if case.accumulation > 1][:1]
+ON_FOUR = [next(case for case in PAIRS if case.accumulation > 1 and case.optimizer == "adamw")]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,8 @@ def test_same_training_as_one_process(name: str, engine: str, world_size: int, b
     check(name, world_size, cases, WIDTH)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
+# SGD sees what AdamW hides: gradients that are all twice too large, or not reduced.
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "engine"), ENGINES)
 def test_same_training_with_every_other_option(name: str, engine: str, optimizer: str) -> None:
     """Short weights with a master, loss scaling, clipping, many buckets, no overlap, reductions per micro-batch."""

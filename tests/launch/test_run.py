@@ -53,11 +53,11 @@ def by_ddp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return trained(tmp_path_factory.mktemp("ddp"), "ddp")
 
 
-# Under the slow ones the model trains in test_parity.py as well.
+# Under ZeRO-2 the model trains in test_parity.py as well.
 @pytest.mark.parametrize(
     "strategy",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("zero1", "zero2") else ())
+        pytest.param(name, marks=pytest.mark.slow if name == "zero2" else ())
         for name in sorted(set(strategies.names()) - {"single"})
     ],
 )

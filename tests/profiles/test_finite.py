@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import pickle
+import typing
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ class Net(nn.Module):
         return self.last(x).sum()
 
 
-def watched(model: Net) -> FiniteWatch:
+def watched(model: nn.Module) -> FiniteWatch:
     return FiniteWatch(parts_of(model, []))
 
 
@@ -110,11 +111,91 @@ def test_outputs_are_looked_into(times: int) -> None:
     assert watch.take() == ([], [])
 
 
-def test_a_part_whose_outputs_are_too_large_is_left_alone() -> None:
-    watch = FiniteWatch(parts_of(model := Outer(nn.Linear(4, SMALL_ELEMENTS)), []))
+class Grows(nn.Module):
+    """Each part puts what it found into the dictionary that it was handed, as detectors do."""
+
+    def __init__(self, key: str, elements: int, factor: float = 1.0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, elements)
+        self.key, self.factor = key, factor
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        batch[self.key] = self.layer(batch["x"]) * self.factor
+        return batch
+
+
+def test_a_dictionary_is_looked_into_when_it_is_returned() -> None:
+    """Not later, when another part has put something bad or large into it."""
+    model = nn.Sequential(Grows("few", 4), Grows("many", SMALL_ELEMENTS), Grows("bad", 4, math.nan))
+    watch = watched(model)
     watch.sharded()
-    model(torch.ones(2, 4))
-    assert [name for name, part in model.named_children() if "forward" in vars(part)] == ["first"]
+    for _ in range(2):
+        found = model({"x": torch.ones(2, 4)})
+    assert {name for name, _ in watch._outputs} == {"0", "1", "2"}
+    assert max(tensor.numel() for _, tensor in watch._outputs) < SMALL_ELEMENTS
+    assert all(tensor.grad_fn is None for _, tensor in watch._outputs)
+    assert first_not_finite(watch.take()[0]) == "the output of 2"
+    assert found["bad"].grad_fn is not None
+
+
+def test_outputs_that_are_too_large_are_not_kept() -> None:
+    """Whatever size they had before."""
+    watch = watched(model := nn.Sequential(nn.Linear(4, 1024)))
+    watch.sharded()
+    for rows in (2, 128):
+        model(torch.ones(rows, 4))
+    assert [tensor.shape for _, tensor in watch.take()[0]] == [(2, 1024)]
+
+
+def test_memory_that_was_taken_away_is_not_read() -> None:
+    """FSDP2 frees a parameter's storage behind what a part returned of it."""
+    watch = watched(model := nn.Sequential(nn.Linear(4, 4)))
+    watch.sharded()
+    model(torch.ones(2, 4)).untyped_storage().resize_(0)
+    assert watch.take() == ([], [])
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_model_that_compiles_its_parts_compiles_them_no_more_often(fullgraph: bool) -> None:
+    """However often the watch is off for a while."""
+    watch = watched(model := nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    watch.sharded()
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: model(x).sum(), backend=backend, fullgraph=fullgraph)
+    counts = []
+    for _ in range(10):
+        with watch.off():
+            compiled(torch.ones(2, 4)).backward()
+        compiled(torch.ones(2, 4)).backward()
+        assert [name for name, _ in watch.take()[0]] == ["the output of 0", "the output of 1"]
+        counts.append(len(graphs))
+    assert counts[-1] == counts[1]
+
+
+def test_what_somebody_put_around_a_part_stays() -> None:
+    """Nothing is noted while the watch is off, and once when it is on."""
+    watch = watched(model := nn.Sequential(nn.Linear(4, 4)))
+    watch.sharded()
+    inner = model[0].forward
+    model[0].forward = lambda x: inner(x) * 2
+    for _ in range(2):
+        with watch.off():
+            model(torch.ones(2, 4))
+            assert watch.take() == ([], [])
+        model(torch.ones(2, 4))
+        assert len(watch.take()[0]) == 1
+
+
+def test_a_scripted_part_is_left_alone() -> None:
+    watch = watched(model := nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4)))
+    watch.sharded()
+    model(torch.ones(2, 4)).sum().backward()
+    assert [name for name, _ in watch.take()[0]] == ["the output of 1"]
 
 
 def test_nothing_is_noted_where_nothing_is_trained() -> None:
@@ -128,15 +209,21 @@ def test_nothing_is_noted_where_nothing_is_trained() -> None:
 def test_a_part_keeps_what_it_was() -> None:
     """Its signature; its own `forward`, where it had one; and neither a copy nor what is stored of it has the watch."""
     watch = watched(model := Net())
-    signature = inspect.signature(model.first.forward)
-    model.last.forward = own = functools.partial(nn.Linear.forward, model.last)
+    own: Any = functools.partial(torch.mul, 2)
+    model.last.forward = own
+    signature, hints = inspect.signature(model.first.forward), typing.get_type_hints(model.first.forward)
     watch.sharded()
     assert inspect.signature(model.first.forward) == signature
-    for other in (copy.deepcopy(model).first, pickle.loads(pickle.dumps(model.first))):
-        nn.init.zeros_(other.weight)
-        nn.init.zeros_(other.bias)
-        assert not other(torch.ones(2, 4)).any()
-        assert not watch._outputs
+    assert typing.get_type_hints(model.first.forward) == hints
+    copied: Any = copy.deepcopy(model)
+    for first in (copied.first, pickle.loads(pickle.dumps(model.first))):
+        nn.init.zeros_(first.weight)
+        nn.init.zeros_(first.bias)
+        assert not first(torch.ones(2, 4)).any()
+    for last in (copied.last, pickle.loads(pickle.dumps(model.last))):
+        assert last(torch.ones(())) == 2
+    assert not watch._outputs
+    assert model.last(torch.ones(())) == 2
     with watch.off():
         assert model.last.forward is own
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -27,10 +28,11 @@ def scalelab(*argv: object, **options: Any) -> Answer:
 
 
 def quick_scalelab(*argv: object, env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Answer:
-    """The same, forked from the server of `tests.support.ranks`, and its ranks' forker from that. All else is real."""
+    """The same, forked from the server of `tests.support.ranks`, and its ranks' forker from that: every library is
+    there already, and nothing runs at their exit."""
     command = Forked([str(each) for each in argv], env, cwd)
     out, err = command.communicate(TIMEOUT_SECONDS)
-    assert command.returncode is not None, f"scalelab {' '.join(map(str, argv))} took {TIMEOUT_SECONDS} s"
+    assert command.returncode not in (None, -9), f"scalelab {' '.join(map(str, argv))} took {TIMEOUT_SECONDS} s"
     return command.returncode, json.loads(out) if out.strip() else {}, err
 
 
@@ -54,12 +56,16 @@ class Forked:
     def terminate(self) -> None:
         self._process.terminate()
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, timeout: float | None = None) -> tuple[str, ...]:
         """What it printed on stdout and stderr, once it has ended."""
-        self._process.join(timeout)
-        out, err = (path.read_text() if path.exists() else "" for path in self._says)
-        self._place.cleanup()
-        return out, err
+        try:
+            self._process.join(timeout)
+            return tuple(path.read_text() if path.exists() else "" for path in self._says)
+        finally:
+            if self._process.exitcode is None:  # its ranks end with it
+                self._process.kill()
+                self._process.join()
+            self._place.cleanup()
 
 
 def _command(argv: list[str], environment: dict[str, str], folder: str, says: Sequence[str]) -> None:
@@ -69,7 +75,7 @@ def _command(argv: list[str], environment: dict[str, str], folder: str, says: Se
     os.chdir(folder)
     with open(os.devnull, "rb") as nothing, open(says[0], "wb") as out, open(says[1], "wb") as err:
         _become(["scalelab", *argv], environment, nothing, out, err)
-    launchers.started = _forked
+    launchers.start_forker = _forked
     cli.main(argv)
 
 
@@ -105,7 +111,7 @@ class _Forker:
 
 
 def _forked(command: Sequence[str], environment: Mapping[str, str], says: IO[bytes]) -> _Forker:
-    """In the place of `launchers.started`: a process that does what `python -m scalelab.….forker ARGUMENTS` does."""
+    """In the place of `launchers.start_forker`: what `python -m scalelab.….forker ARGUMENTS` does."""
     from scalelab.launch.supervision import forker
 
     read, write = os.pipe()
@@ -125,6 +131,8 @@ def _forked(command: Sequence[str], environment: Mapping[str, str], says: IO[byt
         if isinstance(code, str):
             print(code, file=sys.stderr)
             code = 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
