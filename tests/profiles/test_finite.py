@@ -181,8 +181,9 @@ def test_what_somebody_put_around_a_part_stays() -> None:
     """Nothing is noted while the watch is off, and once when it is on."""
     watch = watched(model := nn.Sequential(nn.Linear(4, 4)))
     watch.sharded()
-    inner = model[0].forward
-    model[0].forward = lambda x: inner(x) * 2
+    part: Any = model[0]
+    inner = part.forward
+    part.forward = lambda x: inner(x) * 2
     for _ in range(2):
         with watch.off():
             model(torch.ones(2, 4))
