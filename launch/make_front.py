@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from .cli import run_command
 from .config import RunConfig
 from .errors import Exit
+from .supervision.parent import die_with_parent
 from .sweep.options import SweepOptions
 from .text import plain
 from .validation import unknown
@@ -103,4 +105,6 @@ def command_line_variables(makeflags: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    # The pid that a user knows is make's: killed, it passes nothing on.
+    die_with_parent(by=signal.SIGTERM)
     sys.exit(main(sys.argv[1:]))
