@@ -163,7 +163,12 @@ class RunConfig(BaseModel):
         allow_inf_nan=False,
     )
     grace: float = option(
-        "where", "seconds that ranks get to end their step after Ctrl-C, SIGTERM or SIGUSR1", 10.0, ge=0, le=86400
+        "where",
+        "seconds that ranks get to end their step after Ctrl-C, SIGTERM or SIGUSR1",
+        10.0,
+        ge=0,
+        le=86400,
+        allow_inf_nan=False,
     )
     out: PlainText = option("where", "folder in which the run folder is made", "runs")
     name: PlainText | None = option("where", "a word for the run folder's name", None)

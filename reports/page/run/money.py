@@ -99,7 +99,7 @@ def _table(leaves: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Tab
     seconds, usd = total.get("seconds_per_step"), total.get(PER_MILLION)
     whole = [Number(units.milliseconds(seconds), seconds), Number("100.0%", 1.0), Number(units.usd(usd), usd)]
     rows.append(["all of it", *whole])
-    caption = "Each cause once, the events between steps included: the shares sum to 1"
+    caption = "Each cause once, events between steps included, but not the profiler's: the shares sum to 1"
     return Table("cost-by-cause", caption, columns, rows, total=frozenset({len(rows) - 1}))
 
 
