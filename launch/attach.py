@@ -14,33 +14,34 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import distributed, nn
 
 from ..profiles.analysis.load import NO_OWN_STEP
 from ..profiles.capture import probe as capture
-from ..profiles.capture.comm import CommRecorder
-from ..profiles.capture.group import record_default_group
 from ..profiles.capture.memory import peaks
 from ..profiles.capture.pauses import watched_pauses
 from ..profiles.capture.seams import Seams
 from ..profiles.capture.timeline import timeline_for
+from ..profiles.records import EventKind
 from ..profiles.storage import OutputError
+from . import own_calls as calls
 from .assemble import ended, start_record
 from .own_folder import OwnFolder, what_ended_the_process
-from .own_job import OwnStep, is_wrapped, own_rank, run_json, samples_in, say, share_folder
+from .own_job import OwnStep, comm_of, own_rank, run_json, samples_in, share_folder
 
 WARMUP_STEPS = 5
 
 
 class Probe:
     """Measures a job's own loop. Made by `attach`, ended by `close` or with the process."""
+
+    _running: ClassVar[Probe | None] = None
 
     @classmethod
     def attach(
@@ -56,9 +57,10 @@ class Probe:
 
         After init_process_group and, for its collectives to be seen, before a wrapper like DDP. `optimizer` is a torch
         optimizer, or something that wraps one; a DeepSpeed engine is given to `follow`, once it is made. The first
-        `warmup` steps do not count. Raises ValueError when the process group is missing, OutputError when `out` cannot
-        be written.
+        `warmup` steps do not count. Raises ValueError when the process group is missing or `warmup` is no number of
+        steps, OutputError when `out` cannot be written.
         """
+        calls.check_warmup(warmup)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
             raise ValueError("Probe.attach: WORLD_SIZE is above 1: call torch.distributed.init_process_group first")
         try:
@@ -77,28 +79,18 @@ class Probe:
         self._drawn: list[int] = []
         # Batches drawn outside of a step since the last one.
         self._unused = 0
-        self._told: set[str] = set()
+        self._say_once = calls.once()
         self._open: AbstractContextManager[None] | None = None
         self._inside = False
         # What lies before the next step is no part of it: a loader came to its end, or a step failed.
-        self._apart = False
+        self._apart: EventKind | None = None
         self._failing = False
-        comm = None
+        self._in_event = False
+        # The loader came to its end within the open step.
+        self._ended_within = False
         self.folder = share_folder(self._rank, out, name)
         told = run_json(model, self.folder, name, self._rank, device)
-        if is_wrapped(model):
-            # A wrapper keeps the group that it was made with.
-            told["comm_unknown"] = (
-                "the probe was attached after the model was wrapped; attach before DDP wraps the model"
-            )
-            warnings.warn(
-                "Probe.attach after the model was wrapped: its collectives are not seen; attach before DDP wraps it",
-                stacklevel=3,
-            )
-        elif self._rank.world_size > 1:
-            comm = CommRecorder()
-            comm.on(device)
-            record_default_group(comm, device.type)
+        comm = comm_of(model, self._rank, device, told)
         self._own = OwnFolder(self.folder, self._rank, told)
         self._own.write(start_record(self._rank, device, torch.get_num_threads()))
         pauses = self._pauses.enter_context(watched_pauses())
@@ -107,10 +99,16 @@ class Probe:
         self._groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", None) or []
         self._current = OwnStep(0, "warmup")
         self._closed = False
+        if Probe._running is not None and self._rank.rank == 0:
+            self._say_once(calls.one_runs(Probe._running.folder.path, self.folder.path))
+        Probe._running = self
         atexit.register(self._end_alone)
 
     def follow(self, model: nn.Module, optimizer: Any = None) -> None:
         """Watch `model` and `optimizer` in the place of what was attached: an engine that was made around it since."""
+        if self._closed:
+            self._say_once(calls.CLOSED)
+            return
         self._seams.remove()
         self._seams = Seams(model, optimizer, self._enter)
         self._groups = getattr(optimizer or model, "param_groups", None) or getattr(
@@ -128,48 +126,66 @@ class Probe:
                 except StopIteration:
                     break
             count = samples(batch)
-            self._samples += count
-            self._drawn.append(count)
-            self._unused += not self._inside
+            if not self._in_event:
+                self._samples += count
+                self._drawn.append(count)
+                self._unused += not self._inside
             try:
                 yield batch
             except GeneratorExit:  # the loop was left before the loader's end
                 if not self._inside:
                     break
                 raise
-        self._drop()
-        self._apart = True
+        self._ended_within = self._inside
+        if not self._inside:
+            self._drop()
+        self._apart = "between_epochs"
 
     @contextlib.contextmanager
-    def event(self, kind: Literal["evaluation", "checkpoint"]) -> Iterator[None]:
-        """Around an evaluation or a checkpoint between two steps: its time is in no step. It must not draw from
-        `batches`."""
-        if self._inside:
-            raise ValueError("Probe.event: a step is open; evaluate and save between steps")
+    def event(self, kind: calls.OwnEvent) -> Iterator[None]:
+        """Around an evaluation or a checkpoint between two steps: its time is in no step, with that of batches
+        that it draws. Raises ValueError for another kind, within a step and within another event."""
+        calls.check_event(kind, in_step=self._inside, in_event=self._in_event)
+        if self._closed:
+            self._say_once(calls.CLOSED)
+            yield
+            return
         if self._open is not None:  # a batch was drawn: the wait for it becomes the event's
             samples, drawn = self._samples, self._drawn
             self._drop()
             self._samples, self._drawn = samples, drawn
             self._say_that_none_was_made()
-        apart, failed = self._apart, True
+        apart = self._apart
         self._set_apart()
+        self._in_event = True
         try:
-            with self._probe.event(kind, max(0, self._index - 1)):
+            with calls.recorded_failing(self._probe.event(kind, max(0, self._index - 1))):
                 yield
-            failed = False
         finally:
-            self._apart = apart or failed
+            self._apart, self._in_event = apart, False
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around one optimizer step: its forwards, its backwards and its update."""
+        """Around one optimizer step: its forwards, its backwards and its update. Raises ValueError within another step
+        and within an event."""
+        calls.check_step(in_step=self._inside, in_event=self._in_event)
+        if self._closed:
+            self._say_once(calls.CLOSED)
+            yield
+            return
         self._begin()
-        self._inside = True
+        self._inside, self._ended_within = True, False
         try:
             yield
+        except StopIteration:
+            self._left_out()
+            raise
         except BaseException as error:
             self._failed(error)
             raise
+        if self._closed or (self._ended_within and not self._drawn):
+            self._left_out()
+            return
         self._seams.end()
         self._inside = False
         self._end(None)
@@ -177,12 +193,17 @@ class Probe:
             self._failing = False
             self._own.gone_on()
 
-    def loss(self, loss: torch.Tensor) -> None:
-        """Within a step: a micro-batch's loss on this rank, for the record. Read later, without waiting."""
-        if self._open is None:
-            self._say_once("Probe.loss: no step is open, so the loss is left out; call it within `with probe.step():`")
+    def loss(self, loss: torch.Tensor | float) -> None:
+        """Within a step: a micro-batch's loss on this rank, for the record: a number, or a tensor of one element, which
+        is read later, without waiting."""
+        if self._closed:
+            self._say_once(calls.CLOSED)
+        elif self._open is None:
+            self._say_once(calls.NO_STEP)
+        elif isinstance(number := calls.number_in(loss, self._device), str):
+            self._say_once(calls.no_number(number))
         else:
-            self._probe.loss(loss)
+            self._probe.loss(number)
 
     def close(self) -> None:
         """On all ranks together: write what is left, and on rank 0 the summary and the report.
@@ -201,6 +222,7 @@ class Probe:
         if self._closed:
             return
         self._closed = True
+        Probe._running = None if Probe._running is self else Probe._running
         atexit.unregister(self._end_alone)
         if not self._failing:
             self._say_that_none_was_made()
@@ -219,11 +241,6 @@ class Probe:
         if self._index == 0 and self._unused > 1:
             self._say_once(NO_OWN_STEP)
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            say(text)
-
     def _begin(self) -> None:
         if self._open is None:
             self._set_apart()
@@ -233,13 +250,14 @@ class Probe:
 
     def _set_apart(self) -> None:
         """Make an event of what lies between the last step and now, where that belongs to no step."""
-        if self._apart and self._index:
-            with self._probe.event("between_epochs", self._index - 1):
+        if self._apart is not None and self._index:
+            with self._probe.event(self._apart, self._index - 1):
                 pass
-        self._apart = False
+        self._apart = None
 
     def _end(self, error: BaseException | None) -> None:
-        assert self._open is not None
+        if self._open is None:  # `close` came within the step
+            return
         self._current.samples = self._samples
         self._current.lr = float(self._groups[0]["lr"]) if self._groups else 0.0
         self._own.batch_is(self._drawn)
@@ -256,7 +274,7 @@ class Probe:
 
     def _enter(self, phase: str) -> AbstractContextManager[None]:
         """The probe's phase, within a step; outside of one only waiting for a batch opens it."""
-        if phase == "data":
+        if phase == "data" and not (self._closed or self._in_event):
             # A batch that is drawn within forward is no part of it.
             self._seams.end()
             self._begin()
@@ -264,10 +282,19 @@ class Probe:
             return contextlib.nullcontext()
         return self._probe.phase(phase)
 
+    def _left_out(self) -> None:
+        """The step that is open turned out to be none, and nothing failed: whoever draws batches by `next` is told by
+        StopIteration that there are no more, and goes on."""
+        self._inside = False
+        self._seams.abandon()
+        self._drop()
+        self._apart = "between_epochs"
+        self._say_once(calls.CLOSED if self._closed else calls.ENDED_WITHIN)
+
     def _failed(self, error: BaseException) -> None:
         self._failing = True
         self._inside = False
         self._seams.abandon()
         self._end(error)
-        self._apart = True
+        self._apart = "failed_step"
         self._own.failed(error, self._index - 1)

@@ -70,6 +70,7 @@ class OwnFolder:
         """No record comes any more."""
         with self._kept():
             self._records.close()
+        self._append = lambda *records: None  # of an event within which the probe was closed
         if self._lost is not None:
             self._settle(status("failed", Exit.PREFLIGHT, cause=f"records are incomplete: {self._lost}"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..profiles.capture.comm import CommRecorder
+from ..profiles.capture.group import record_default_group
 from ..profiles.records import SCHEMA, Role
 from ..profiles.runfolder import RunFolder
 from ..profiles.storage import OutputError
@@ -115,6 +118,25 @@ def is_wrapped(model: nn.Module) -> bool:
         return True
     sharded = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return sharded is not None and any(isinstance(parameter, sharded) for parameter in model.parameters())
+
+
+def comm_of(model: nn.Module, rank: Rank, device: torch.device, told: dict[str, Any]) -> CommRecorder | None:
+    """Records the default group's collectives from now on; None where there are none, or where `model` was wrapped
+    before, which `told` says then."""
+    if is_wrapped(model):
+        # A wrapper keeps the group that it was made with.
+        told["comm_unknown"] = "the probe was attached after the model was wrapped; attach before DDP wraps the model"
+        warnings.warn(
+            "Probe.attach after the model was wrapped: its collectives are not seen; attach before DDP wraps it",
+            stacklevel=4,
+        )
+        return None
+    if rank.world_size == 1:
+        return None
+    comm = CommRecorder()
+    comm.on(device)
+    record_default_group(comm, device.type)
+    return comm
 
 
 def _one_each(values: Sequence[Any], *, within: bool) -> bool:

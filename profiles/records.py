@@ -44,7 +44,7 @@ TRAINING: tuple[Role, ...] = ("warmup", "measured")
 Cause = Literal["free_wire", "cached_batch", "no_optimizer", "no_recompute", "bare", "passed_twice", "timed"]
 """What a block of the tail is without. `passed_twice` is bare, but that each collective goes twice through the one call
 of Python that is left in a bare step; `timed` is without nothing, and the probe's calls are timed."""
-EventKind = Literal["checkpoint", "evaluation", "flush", "profiler", "between_epochs"]
+EventKind = Literal["checkpoint", "evaluation", "flush", "profiler", "between_epochs", "failed_step"]
 
 
 class StartRecord(Base, tag="start", frozen=True, kw_only=True):

@@ -183,6 +183,9 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
     if (data := summary.get("data")) and data["skipped_samples"]:
         first, damaged = data["skipped"][0]["message"], units.counted(data["skipped_samples"], "damaged sample")
         lines.append(f"{damaged} left out ({data['policy']}), the first: {first}")
+    if not_finite := summary["steps"].get("loss_not_finite"):
+        trained = units.counted(len(summary["loss"] or []), "step")
+        lines.append(f"WARNING: the loss was not finite in {not_finite} of {trained}")
     losses = [loss for loss in summary["loss"] or [] if loss is not None]
     if losses:
         lines.append(

@@ -104,8 +104,8 @@ def ledger(run: Run, known: Communication) -> dict[str, np.ndarray]:
 
 
 NOT_MARKED = {
-    "data": "batches are not drawn through probe.batches(loader): the wait for them is in unattributed",
-    "optimizer": "the probe was given no optimizer: its update is in unattributed",
+    "data": "no step drew from probe.batches(loader), in it or right before: the wait is in unattributed or in events",
+    "optimizer": "no optimizer that the probe was given made an update within a step: updates are in unattributed",
     "h2d": "a loop of its own marks no copies to the device: they are in unattributed",
 }
 

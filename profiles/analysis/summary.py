@@ -24,12 +24,12 @@ from .imported import NOT_IN_A_TRACE, overlay
 from .load import Run, load_run
 from .memory import memory
 from .prices import Given, rates
-from .reasons import Null
+from .reasons import Null, nulls
 from .steps import detail, events, per_rank, phases, samples_per_step, step_seconds, throughput
 from .tail import counterfactual, overhead
 from .telemetry import telemetry
 from .traces import merge_traces, read_traces, trace_files, traces, without_trace
-from .training import grad_norm, loss, quality
+from .training import grad_norm, loss, losses_not_finite, quality
 from .withheld import withheld
 
 Rows = Sequence[dict[str, Any]]
@@ -191,16 +191,17 @@ def _summary(run: Run, rows: Rows, merged: Mapping[str, Any], reasons: dict[str,
 def _steps(run: Run, null: Null) -> dict[str, int | None]:
     windows = [rank.window.steps for rank in run.ranks if rank.window]
     if windows and not run.complete_steps:
-        null("steps.skipped", run.why_no_step)
+        unknown = nulls("steps", ("skipped", "loss_not_finite"), run.why_no_step, null)
         if (warmup := run.run_json["config"].get("warmup")) is None:
             null("steps.warmup", run.why_no_step)
         measured = min(windows) if len(windows) == run.run_json["world_size"] else 0
-        return {"warmup": warmup, "measured": measured, "expected": expected_steps(run), "skipped": None}
+        return {"warmup": warmup, "measured": measured, "expected": expected_steps(run), **unknown}
     return {
         "warmup": min((int((~rank.steps.measured).sum()) for rank in run.ranks), default=0),
         "measured": len(run.complete_steps),
         "expected": expected_steps(run),
         "skipped": min((int(rank.steps.skipped.sum()) for rank in run.ranks), default=0),
+        "loss_not_finite": losses_not_finite(run),
     }
 
 

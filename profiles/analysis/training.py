@@ -21,6 +21,12 @@ def loss(run: Run) -> list[float | None] | None:
     return _numbers(np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
 
 
+def losses_not_finite(run: Run) -> int:
+    """Steps that every rank finished, warm-up included, in which some rank's loss was not finite."""
+    sums, counts = (run.trained([rank.steps.losses[part] for rank in run.ranks]) for part in (0, 1))
+    return int((np.isnan(sums) & (counts > 0)).any(axis=0).sum())
+
+
 def grad_norm(run: Run, null: Null) -> list[float | None] | None:
     """Global norm before clipping: a sum of squares that k ranks hold alike counts for 1 / k on each."""
     if not run.run_json["config"]["record_grad_norm"]:

@@ -136,6 +136,7 @@ class Probe:
         """Forget the step that is open: it turned out to be none. Its time goes to what comes next."""
         self._current = self._no_step
         if self._comm is not None:
+            self._comm.phase = None
             self._comm.close()
 
     def keep(self) -> None:

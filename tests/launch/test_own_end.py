@@ -35,6 +35,25 @@ for batch in probe.batches([torch.ones(4, 3)] * 8):
         model(batch).sum().backward()
         optimizer.step()
 """
+ACCUMULATES = """
+import scalelab, torch
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+probe = scalelab.Probe.attach(model, optimizer, warmup=1)
+batches = probe.batches([torch.ones(4, 3)] * 10)
+def train():
+    while True:
+        with probe.step():
+            for _ in range(4):
+                model(next(batches)).sum().backward()
+            optimizer.step()
+"""
+CATCHES = """
+try:
+    train()
+except StopIteration:
+    pass
+"""
 RAISES = "raise ValueError('the user\\'s')\n"
 
 
@@ -86,6 +105,18 @@ def test_a_job_ends_with_what_it_says_itself(
     shown = capsys.readouterr().out.split("Linear")[0]
     assert shown.startswith("\n" if state == "finished" else f"\n{state.upper()} (exit code")
     assert ("the user's" in shown, "Ctrl-C" in shown) == (state == "failed", state == "interrupted")
+
+
+@pytest.mark.parametrize(("end", "state", "code"), [(CATCHES, "finished", 0), ("train()\n", "failed", 1)])
+def test_a_loader_that_ends_within_a_step(tmp_path: Path, end: str, state: str, code: int) -> None:
+    """The loop's own `except` sees it; without one the job has failed, and its folder says so."""
+    done, folder = run(tmp_path, ACCUMULATES + end)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("the loader ended within a step") == 1
+    assert "AssertionError" not in done.stderr
+    summary = folder.read("summary.json")
+    assert (summary["outcome"]["state"], summary["steps"]["measured"]) == (state, 1)
+    assert (folder.read("status.json")["cause"] or "").startswith("StopIteration") == (state == "failed")
 
 
 def test_all_ranks_raise(tmp_path: Path) -> None:

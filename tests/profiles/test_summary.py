@@ -111,7 +111,8 @@ def test_two_ranks_to_the_number(tmp_path: Path) -> None:
     summary = summarise(load_run(folder_with(tmp_path, run_json(), *ranks)))
     assert summary["step_seconds"]["mean"] == pytest.approx(2.5)
     assert summary["throughput"]["samples_per_second"] == pytest.approx(8 / 2.5)
-    assert summary["steps"] == {"warmup": 1, "measured": 2, "expected": 2, "profiled": 0, "skipped": 0}
+    counts = {"warmup": 1, "measured": 2, "expected": 2, "profiled": 0, "skipped": 0, "loss_not_finite": 0}
+    assert summary["steps"] == counts
     shares = {name: row["share"] for name, row in summary["phases"].items() if row}
     assert shares == pytest.approx(
         {"data": 0.1, "forward": 0.2, "backward": 0.4, "optimizer": 0.0, "unattributed": 0.3}

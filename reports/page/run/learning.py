@@ -20,8 +20,10 @@ def section(summary: Mapping[str, Any], pictures: Mapping[str, Any]) -> Section:
         if found["known"]:
             ends = f"Loss {found['first']:.4g} at first, {found['last']:.4g} at last"
             blocks.append(Paragraph(f"{ends}, over {units.counted(found['known'], 'step')}, mean over ranks."))
-        if found["missing"]:
-            blocks.append(Paragraph(f"In {units.counted(found['missing'], 'step')} it was not finite.", "warning"))
+        if not_finite := summary["steps"].get("loss_not_finite"):
+            blocks.append(Paragraph(f"In {units.counted(not_finite, 'step')} it was not finite.", "warning"))
+        if untold := found["missing"] - (not_finite or 0):
+            blocks.append(Paragraph(f"Of {units.counted(untold, 'step')} it was not told.", "note"))
         blocks.append(_curve("loss", "Loss", "training loss", drawn))
     else:
         blocks.append(Paragraph(f"The loss is not known: {why(summary, 'loss')}.", "note"))
