@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ...profiles.analysis.diagnosis.diagnose import FILE, write_diagnosis
 from ...profiles.analysis.load import load_run
-from ...profiles.analysis.summary import analyse
+from ...profiles.analysis.summary import analyse_as_priced
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import OutputError
 from ...reports.console import Console
@@ -117,7 +117,7 @@ def _folder(name: str) -> RunFolder:
 def _diagnose(folder: RunFolder) -> dict[str, Any]:
     try:
         run = load_run(folder)
-        summary = analyse(folder, run)
+        summary = analyse_as_priced(folder, run)
     except ValueError as error:
         raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:

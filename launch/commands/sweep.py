@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ...profiles.sweepfolder import SweepFolder, SweepPlan
+from ...profiles.runfolder import RunFolder
+from ...profiles.sweepfolder import Attempt, SweepFolder, SweepPlan
 from ...reports.steady import Steady
 from .. import devices
 from ..config import RunConfig
@@ -23,9 +24,11 @@ from ..sweep.options import Request, SweepOptions, request
 from ..text import plain, redacted_argument
 
 if TYPE_CHECKING:
+    from ...profiles.analysis.prices import Given
     from ..sweep.runner import Outcome
 
 SUMMARY = "Make every run of a matrix on equal terms, resumably: a second call repeats only what is missing or failed."
+PRICES = ("usd_per_gpu_hour", "usd_per_kwh")
 FLAGS = {
     "dry-run": "print the cells, refused ones with the reason, and the order of the runs; start nothing",
     "json": "print the sweep's summary as JSON on stdout; everything else goes to stderr",
@@ -87,7 +90,8 @@ def _sweep(
             _announce(folder, plan, asked.repeats, here)
             given = {each.cell.name: each.given for each in (*matrix, *hidden)}
             outcome = run_sweep(folder, plan, given, display, interrupts, repeats=asked.repeats)
-        _conclude(folder, outcome, as_json=as_json)
+        given_now = _repriced(folder, outcome.attempts.values(), asked.common)
+        _conclude(folder, outcome, given_now, as_json=as_json)
     return outcome.exit_code
 
 
@@ -112,12 +116,34 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int, here: Devices)
     _say(f"{len(todo)} runs to make{before}" + (f"; time they take: {known}" if todo else ""))
 
 
-def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
+def _repriced(folder: SweepFolder, attempts: Iterable[Attempt], given: Mapping[str, Any]) -> Given | None:
+    """The prices given to this call, where a run was made without them or with others; None where none was: prices are
+    no part of what makes a run another one."""
+    from ...profiles.analysis.prices import Given
+
+    told = {name: given[name] for name in PRICES if given.get(name) is not None}
+    runs = [run for each in attempts if (run := folder.run(each)) is not None]
+    if not told or all(told.items() <= _config(run).items() for run in runs):
+        return None
+    options = ", ".join(f"--{name.replace('_', '-')} {price:g}" for name, price in told.items())
+    _say(f"note: runs made at other prices are shown at {options}; their own come back with scalelab report")
+    return Given(**told)
+
+
+def _config(run: RunFolder) -> Mapping[str, Any]:
+    """The run's options; none where they cannot be read, which the sweep's report tells."""
+    try:
+        return (run.read("run.json") or {})["config"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _conclude(folder: SweepFolder, outcome: Outcome, given: Given | None, *, as_json: bool) -> None:
     from ...reports.console import Console
     from ...reports.sweep_results import sweep_results
     from ..reporting import summarise_and_report_sweep
 
-    summary = summarise_and_report_sweep(folder)
+    summary = summarise_and_report_sweep(folder, given)
     if as_json:
         print(orjson.dumps({**summary, "sweep_folder": str(folder.path)}).decode(), file=Steady(sys.stdout), flush=True)
     else:
