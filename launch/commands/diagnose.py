@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ...profiles.analysis.diagnosis.diagnose import FILE, write_diagnosis
 from ...profiles.analysis.load import load_run
-from ...profiles.analysis.summary import analyse_as_priced
+from ...profiles.analysis.summary import analyse_as_priced, given_before
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import OutputError
 from ...reports.console import Console
@@ -153,7 +153,19 @@ def _verify(folder: RunFolder, diagnosis: dict[str, Any], options: DiagnoseOptio
         return verified.outcome.exit_code
     diagnosis["verification"] = {**verified.bought, "folder": str(verified.folder)}
     folder.write(FILE, diagnosis)
+    _report_again(folder)
     return Exit.OK
+
+
+def _report_again(folder: RunFolder) -> None:
+    """The run's report, with what the change bought; where it cannot be written, that is said: the verification stands
+    in diagnosis.json."""
+    from ..reporting import summarise_and_report
+
+    try:
+        summarise_and_report(folder, given_before(folder))
+    except OutputError as error:
+        _say(f"note: the run's report could not be written, and lacks this: {error}; scalelab report {folder.path}")
 
 
 def _scenario(options: DiagnoseOptions) -> tuple[Planted, RunFolder]:

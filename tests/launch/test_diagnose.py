@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scalelab.launch import verification
 from scalelab.launch.cli import run_command
 from scalelab.launch.commands import diagnose
 from scalelab.launch.errors import Exit
 from scalelab.launch.reporting import summarise_and_report
-from scalelab.launch.verification import _about, around_seconds
+from scalelab.launch.sweep.runner import Outcome
+from scalelab.launch.verification import Verified, _about, around_seconds
 from scalelab.profiles.analysis.diagnosis.diagnose import _usd
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.prices import Given
@@ -66,3 +68,21 @@ def test_a_price_that_was_given_to_the_report_is_the_diagnosis_s_too(tmp_path: P
     assert _usd(analyse_as_priced(folder, load_run(folder)))[0] == usd
     summarise_and_report(folder)
     assert _usd(analyse_as_priced(folder, load_run(folder)))[0] is None
+
+
+def test_a_verification_is_on_the_run_s_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no call of report in between, and at the price that was given."""
+    folder = made_run(tmp_path)
+    summarise_and_report(folder, Given(usd_per_gpu_hour=2.5))
+    told: dict[str, Any] = {
+        "label": "input_bound", "options": {"prefetch": 2}, "verdict": "faster", "per": "step", "counts": "steps alone",
+        "saved_share": 0.3, "ci95": [0.2, 0.4], "cause_share": None, "cause_ci95": None, "rounds": 3, "needed": 3,
+        "others_cores_share": None, "learns": None, "decides_learning": False, "reasons": {},
+    }  # fmt: skip
+    verified = Verified(outcome=Outcome(Exit.OK, {}, 0), folder=tmp_path, bought=told)
+    monkeypatch.setattr(verification, "verify", lambda *args, **options: verified)
+    monkeypatch.setattr(verification, "change_of", lambda diagnosis: None)
+    assert diagnose._verify(folder, diagnose._diagnose(folder), diagnose.DiagnoseOptions(), None) == Exit.OK
+    page = (folder.path / "report.md").read_text()
+    assert "What it bought: faster with --prefetch 2" in page
+    assert "2.50" in page
