@@ -12,6 +12,7 @@ import orjson
 from ...profiles.runfolder import RunFolder
 from ...profiles.sweepfolder import Attempt, SweepFolder, SweepPlan
 from ...reports.steady import Steady
+from ...reports.units import counted
 from .. import devices
 from ..config import RunConfig
 from ..devices import Devices
@@ -91,8 +92,8 @@ def _sweep(
             given = {each.cell.name: each.given for each in (*matrix, *hidden)}
             outcome = run_sweep(folder, plan, given, display, interrupts, repeats=asked.repeats)
         given_now = _repriced(folder, outcome.attempts.values(), asked.common)
-        _conclude(folder, outcome, given_now, as_json=as_json)
-    return outcome.exit_code
+        unreadable = _conclude(folder, outcome, given_now, as_json=as_json)
+    return Exit.SOME_FAILED if unreadable and outcome.exit_code == Exit.OK else outcome.exit_code
 
 
 def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int, here: Devices) -> None:
@@ -110,10 +111,10 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int, here: Devices)
     for note in emulated_notes([cell for cell in plan.cells if cell.name in names], here):
         _say(f"note: {note}")
     done = len({key for key in plan.order if key[1] <= repeats} - set(todo))
-    before = f" ({done} are there)" if done else ""
+    before = f" ({done} {'is' if done == 1 else 'are'} there)" if done else ""
     seconds = expected_seconds(todo, attempts)
     known = "unknown until one has ended" if seconds is None else f"{duration(seconds)}, by those that have ended here"
-    _say(f"{len(todo)} runs to make{before}" + (f"; time they take: {known}" if todo else ""))
+    _say(f"{counted(len(todo), 'run')} to make{before}" + (f"; time they take: {known}" if todo else ""))
 
 
 def _repriced(folder: SweepFolder, attempts: Iterable[Attempt], given: Mapping[str, Any]) -> Given | None:
@@ -138,7 +139,9 @@ def _config(run: RunFolder) -> Mapping[str, Any]:
         return {}
 
 
-def _conclude(folder: SweepFolder, outcome: Outcome, given: Given | None, *, as_json: bool) -> None:
+def _conclude(folder: SweepFolder, outcome: Outcome, given: Given | None, *, as_json: bool) -> list[str]:
+    """Print what the sweep came to and what to do about what is lacking; returns the folders of the runs that ended
+    well and cannot be read all the same."""
     from ...reports.console import Console
     from ...reports.sweep_results import sweep_results
     from ..reporting import summarise_and_report_sweep
@@ -149,13 +152,19 @@ def _conclude(folder: SweepFolder, outcome: Outcome, given: Given | None, *, as_
     else:
         Console(sys.stdout).print(sweep_results(summary))
     if outcome.left:
-        _say(f"{outcome.left} runs are missing: the same command goes on with them")
+        left = counted(outcome.left, "run")
+        _say(f"{left} {'is' if outcome.left == 1 else 'are'} missing: the same command goes on from here")
     failed = sum(attempt.failed for attempt in outcome.attempts.values())
     if failed:
         _say(f"error: {failed} of the runs failed; the same command makes them again")
+    rows = [row for cell in summary["cells"] for row in cell["runs"] if row["state"] == "unreadable"]
+    if unreadable := [row["run"] for row in rows]:
+        _say(f"error: {counted(len(unreadable), 'run')} cannot be read: {', '.join(unreadable)}")
+        _say("hint: put back what is missing, or move it out of the sweep's folder: the same command makes it again")
     if not as_json:
         print(plain(f"sweep folder: {folder.path}"), file=Steady(sys.stdout), flush=True)
         print(plain(f"report: {folder.path / 'report.html'}"), file=Steady(sys.stdout), flush=True)
+    return unreadable
 
 
 def _dry_run(plan: SweepPlan, *, as_json: bool) -> int:
