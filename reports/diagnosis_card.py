@@ -20,7 +20,7 @@ def diagnosis_card(diagnosis: Mapping[str, Any]) -> RenderableType:
     verdict, first = diagnosis["verdict"], first_of(diagnosis)
     parts: list[RenderableType] = [*_verdict(verdict)]
     if first is not None:
-        parts += _of(first)
+        parts += _of(first, verdict["step_seconds"])
     others = [row for row in diagnosis["findings"] if row is not first]
     if (verified := diagnosis.get("verification")) is not None:
         parts += [_title("What it bought"), *map(_line, _bought(verified, verdict["label"]))]
@@ -60,14 +60,14 @@ def _verdict(verdict: Mapping[str, Any]) -> list[RenderableType]:
     return lines
 
 
-def _of(row: Mapping[str, Any]) -> list[RenderableType]:
+def _of(row: Mapping[str, Any], step_seconds: float) -> list[RenderableType]:
     return [
         _title("Why"),
         *(_line(Text(f"- {each['says']}")) for each in row["evidence"]),
         _title("Next"),
         _line(Text(row["next"]["says"])),
         _title("What it would buy"),
-        _line(Text(buys(row))),
+        _line(Text(buys(row, step_seconds))),
     ]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .units import size
+from .units import milliseconds, size
 
 Row = Mapping[str, Any]
+# Of the cores: from here on what others kept busy is told beside a verdict that stands.
+CROWDED = 0.1
 
 
 def first_of(diagnosis: Row) -> Row | None:
@@ -22,11 +24,15 @@ def costs(verdict: Row) -> str:
     return ", ".join([*words, *([] if usd is None else [f"${usd:.2f} per million samples at stake"])])
 
 
-def buys(row: Row) -> str:
+def buys(row: Row, step_seconds: float) -> str:
+    """With what the share is of: `step_seconds` has what lies between steps, which the run's table has not."""
     if row["headroom_seconds"] is None:
         return f"no time: {row['method']}"
     spread = "" if row["ci95"] is None else f" [{row['ci95'][0] * 1e3:.1f}, {row['ci95'][1] * 1e3:.1f}]"
-    return f"{row['headroom_seconds'] * 1e3:.1f}{spread} ms a step, {row['severity_share']:.0%} of it ({row['method']})"
+    whole = (
+        f"{row['severity_share']:.0%} of the {milliseconds(step_seconds)} that one takes with what lies between steps"
+    )
+    return f"{row['headroom_seconds'] * 1e3:.1f}{spread} ms a step, {whole} ({row['method']})"
 
 
 def beside(row: Row) -> tuple[str, str, str]:
@@ -35,9 +41,8 @@ def beside(row: Row) -> tuple[str, str, str]:
     if (bounds := row.get("ci95_share")) is not None:
         share += f" [{bounds[0]:.0%}, {bounds[1]:.0%}]"
     counted = ""
-    if row.get("counted_under"):
-        rest = " and ".join(row["counted_under"])
-        counted = f"of {row['alone_share']:.0%} measured, the rest counted under {rest}; "
+    if row.get("counted"):
+        counted = f"of {row['alone_share']:.0%} measured, the rest {row['counted']}; "
     return row["label"], share, f"{counted}{row['next']['says']}"
 
 
@@ -70,7 +75,10 @@ def bought(row: Row, verdict: str) -> list[str]:
     if row["cause_share"] is not None:
         ci95 = row["cause_ci95"]
         spread = "" if ci95 is None else f" [{ci95[0]:.0%}, {ci95[1]:.0%}]"
-        lines.append(f"removing {row['label']} altogether was said to buy {row['cause_share']:.0%}{spread} of a step")
+        said = f"removing {row['label']} altogether was said to buy {row['cause_share']:.0%}{spread} of a step"
+        lines.append(f"{said}{_apart(row)}")
+    if (others := row.get("others_cores_share")) is not None and others >= CROWDED and row["verdict"] != "cannot tell":
+        lines.append(f"while these ran, others kept {others:.0%} of the cores busy: a quiet host may show another gain")
     if row["verdict"] == "cannot tell" and why is None:
         lines += _would_tell(row)
     if row["label"] == "memory_pressure" and (memory := row.get("peak_memory")) is not None:
@@ -81,6 +89,18 @@ def bought(row: Row, verdict: str) -> list[str]:
     elif row["decides_learning"]:
         lines.append(f"how well it learns is not known: {row['reasons']['learns']}")
     return lines
+
+
+def _apart(row: Row) -> str:
+    """Where what was bought and what was said have no value in common."""
+    bought, said = row["ci95"], row["cause_ci95"]
+    if row["per"] != "step" or bought is None or said is None:
+        return ""
+    if bought[0] > said[1]:
+        return ", and the change bought more: it removes something else as well, or the diagnosis said too little"
+    if bought[1] < said[0]:
+        return ", and the change bought less: it removes a part of it, or the diagnosis said too much"
+    return ""
 
 
 def _would_tell(row: Row) -> Sequence[str]:

@@ -172,6 +172,7 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         )
         hours = summary["cost"]["device_hours_per_million_samples"]
         lines.append(f"{hours:.1f} device-hours per million samples on {summary['cost']['device_kind']}")
+        lines += _money(summary["cost"])
     elif (why := summary["reasons"]["throughput.samples_per_second"]) not in _unknown_phases(summary):
         lines.append(f"samples/s are not known: {why}")
     lines += _syncs(summary)
@@ -199,6 +200,16 @@ def _rest(summary: Mapping[str, Any]) -> list[Text]:
         took = "" if event["seconds"] is None else f", {event['seconds']:.3g} s in all"
         lines.append(f"{event['kind']}: {event['count']} x{failed}{took}, outside the steps")
     return [Text(line) for line in lines]
+
+
+def _money(cost: Mapping[str, Any]) -> list[str]:
+    """What samples cost, as the run's page says it; nothing where no price is known."""
+    if (usd := cost["usd_per_million_samples"]) is None:
+        return []
+    spread, hour = units.interval(cost.get("usd_ci95")), units.usd(cost["usd_per_gpu_hour"])
+    return [
+        f"{' '.join(filter(None, (units.usd(usd), spread)))} per million samples, at {hour}: {cost['price_source']}"
+    ]
 
 
 def _syncs(summary: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ...profiles.analysis.diagnosis.diagnose import FILE, write_diagnosis
 from ...profiles.analysis.load import load_run
-from ...profiles.analysis.summary import analyse
+from ...profiles.analysis.summary import analyse_as_priced, given_before
 from ...profiles.runfolder import RunFolder
 from ...profiles.storage import OutputError
 from ...reports.console import Console
@@ -117,7 +117,7 @@ def _folder(name: str) -> RunFolder:
 def _diagnose(folder: RunFolder) -> dict[str, Any]:
     try:
         run = load_run(folder)
-        summary = analyse(folder, run)
+        summary = analyse_as_priced(folder, run)
     except ValueError as error:
         raise ConfigError(str(error), hint=getattr(error, "hint", "give a folder that a run has made")) from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -153,7 +153,19 @@ def _verify(folder: RunFolder, diagnosis: dict[str, Any], options: DiagnoseOptio
         return verified.outcome.exit_code
     diagnosis["verification"] = {**verified.bought, "folder": str(verified.folder)}
     folder.write(FILE, diagnosis)
+    _report_again(folder)
     return Exit.OK
+
+
+def _report_again(folder: RunFolder) -> None:
+    """The run's report, with what the change bought; where it cannot be written, that is said: the verification stands
+    in diagnosis.json."""
+    from ..reporting import summarise_and_report
+
+    try:
+        summarise_and_report(folder, given_before(folder))
+    except OutputError as error:
+        _say(f"note: the run's report could not be written, and lacks this: {error}; scalelab report {folder.path}")
 
 
 def _scenario(options: DiagnoseOptions) -> tuple[Planted, RunFolder]:

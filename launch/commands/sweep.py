@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ...profiles.sweepfolder import SweepFolder, SweepPlan
+from ...profiles.runfolder import RunFolder
+from ...profiles.sweepfolder import Attempt, SweepFolder, SweepPlan
 from ...reports.steady import Steady
+from ...reports.units import counted
 from .. import devices
 from ..config import RunConfig
 from ..devices import Devices
@@ -23,9 +25,11 @@ from ..sweep.options import Request, SweepOptions, request
 from ..text import plain, redacted_argument
 
 if TYPE_CHECKING:
+    from ...profiles.analysis.prices import Given
     from ..sweep.runner import Outcome
 
 SUMMARY = "Make every run of a matrix on equal terms, resumably: a second call repeats only what is missing or failed."
+PRICES = ("usd_per_gpu_hour", "usd_per_kwh")
 FLAGS = {
     "dry-run": "print the cells, refused ones with the reason, and the order of the runs; start nothing",
     "json": "print the sweep's summary as JSON on stdout; everything else goes to stderr",
@@ -87,8 +91,9 @@ def _sweep(
             _announce(folder, plan, asked.repeats, here)
             given = {each.cell.name: each.given for each in (*matrix, *hidden)}
             outcome = run_sweep(folder, plan, given, display, interrupts, repeats=asked.repeats)
-        _conclude(folder, outcome, as_json=as_json)
-    return outcome.exit_code
+        given_now = _repriced(folder, outcome.attempts.values(), asked.common)
+        unreadable = _conclude(folder, outcome, given_now, as_json=as_json)
+    return Exit.SOME_FAILED if unreadable and outcome.exit_code == Exit.OK else outcome.exit_code
 
 
 def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int, here: Devices) -> None:
@@ -106,30 +111,60 @@ def _announce(folder: SweepFolder, plan: SweepPlan, repeats: int, here: Devices)
     for note in emulated_notes([cell for cell in plan.cells if cell.name in names], here):
         _say(f"note: {note}")
     done = len({key for key in plan.order if key[1] <= repeats} - set(todo))
-    before = f" ({done} are there)" if done else ""
+    before = f" ({done} {'is' if done == 1 else 'are'} there)" if done else ""
     seconds = expected_seconds(todo, attempts)
     known = "unknown until one has ended" if seconds is None else f"{duration(seconds)}, by those that have ended here"
-    _say(f"{len(todo)} runs to make{before}" + (f"; time they take: {known}" if todo else ""))
+    _say(f"{counted(len(todo), 'run')} to make{before}" + (f"; time they take: {known}" if todo else ""))
 
 
-def _conclude(folder: SweepFolder, outcome: Outcome, *, as_json: bool) -> None:
+def _repriced(folder: SweepFolder, attempts: Iterable[Attempt], given: Mapping[str, Any]) -> Given | None:
+    """The prices given to this call, where a run was made without them or with others; None where none was: prices are
+    no part of what makes a run another one."""
+    from ...profiles.analysis.prices import Given
+
+    told = {name: given[name] for name in PRICES if given.get(name) is not None}
+    runs = [run for each in attempts if (run := folder.run(each)) is not None]
+    if not told or all(told.items() <= _config(run).items() for run in runs):
+        return None
+    options = ", ".join(f"--{name.replace('_', '-')} {price:g}" for name, price in told.items())
+    _say(f"note: runs made at other prices are shown at {options}; their own come back with scalelab report")
+    return Given(**told)
+
+
+def _config(run: RunFolder) -> Mapping[str, Any]:
+    """The run's options; none where they cannot be read, which the sweep's report tells."""
+    try:
+        return (run.read("run.json") or {})["config"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _conclude(folder: SweepFolder, outcome: Outcome, given: Given | None, *, as_json: bool) -> list[str]:
+    """Print what the sweep came to and what to do about what is lacking; returns the folders of the runs that ended
+    well and cannot be read all the same."""
     from ...reports.console import Console
     from ...reports.sweep_results import sweep_results
     from ..reporting import summarise_and_report_sweep
 
-    summary = summarise_and_report_sweep(folder)
+    summary = summarise_and_report_sweep(folder, given)
     if as_json:
         print(orjson.dumps({**summary, "sweep_folder": str(folder.path)}).decode(), file=Steady(sys.stdout), flush=True)
     else:
         Console(sys.stdout).print(sweep_results(summary))
     if outcome.left:
-        _say(f"{outcome.left} runs are missing: the same command goes on with them")
+        left = counted(outcome.left, "run")
+        _say(f"{left} {'is' if outcome.left == 1 else 'are'} missing: the same command goes on from here")
     failed = sum(attempt.failed for attempt in outcome.attempts.values())
     if failed:
         _say(f"error: {failed} of the runs failed; the same command makes them again")
+    rows = [row for cell in summary["cells"] for row in cell["runs"] if row["state"] == "unreadable"]
+    if unreadable := [row["run"] for row in rows]:
+        _say(f"error: {counted(len(unreadable), 'run')} cannot be read: {', '.join(unreadable)}")
+        _say("hint: put back what is missing, or move it out of the sweep's folder: the same command makes it again")
     if not as_json:
         print(plain(f"sweep folder: {folder.path}"), file=Steady(sys.stdout), flush=True)
         print(plain(f"report: {folder.path / 'report.html'}"), file=Steady(sys.stdout), flush=True)
+    return unreadable
 
 
 def _dry_run(plan: SweepPlan, *, as_json: bool) -> int:

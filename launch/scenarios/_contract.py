@@ -31,7 +31,8 @@ class Planted:
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """A fault. `plant(strength, world_size)` has it in, `remove(strength, world_size)` does not, and is alike in all
-    else; what they differ by is what removing the cause recovers. A seed draws the strength from `strengths`.
+    else; what they differ by is what removing the cause recovers. A seed draws the strength from `strengths`; of what
+    there is only in whole numbers, `whole` makes one of it.
 
     `why_not` says why this machine cannot have the fault; None where it can.
     """
@@ -43,14 +44,20 @@ class Scenario:
     remove: Callable[[float, int], Planted] | None
     strengths: tuple[float, float]
     unit: str = "seconds"
+    whole: Callable[[float], int] | None = None
     devices: tuple[str, ...] = ("cpu",)
     world_sizes: tuple[int, ...] = (2,)
     why_not: Callable[[], str | None] = lambda: None
 
     def strength(self, seed: int) -> float:
-        """The strength under `seed`."""
+        """The strength under `seed`, as it is planted."""
         low, high = self.strengths
-        return low + (high - low) * random.Random(f"{self.name} {seed}").random()
+        drawn = low + (high - low) * random.Random(f"{self.name} {seed}").random()
+        return drawn if self.whole is None else self.whole(drawn)
+
+    def told(self, strength: float) -> str:
+        """The strength with its unit, for a sentence."""
+        return f"{strength:.3g} {self.unit}" if self.whole is None else f"{strength:,} {self.unit}"
 
 
 def subject(**model_option: Any) -> dict[str, Any]:

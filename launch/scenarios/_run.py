@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ...profiles.runfolder import RunFolder
+from ...reports.units import counted
 from ..errors import Exit, PreflightError, ScalelabError
 from ..supervision.parent import PARENT_VARIABLE
 from ..sweep import child
@@ -53,7 +54,7 @@ def run_scenario(
     side = scenario.remove if removed else scenario.plant
     assert side is not None
     planted = side(strength, world_size)
-    say(f"scenario {scenario.name}: {scenario.says} ({strength:.3g} {scenario.unit}), {world_size} rank(s)")
+    say(f"scenario {scenario.name}: {scenario.says} ({scenario.told(strength)}), {counted(world_size, 'rank')}")
     name = f"{scenario.name}{'-removed' if removed else ''}"
     options = {
         "strategy": "ddp" if world_size > 1 else "single", "steps": STEPS, "warmup": WARMUP, "device": device,

@@ -31,6 +31,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, "fp32"),
     remove=lambda strength, world_size: _with(strength, "bf16"),
     strengths=(128, 256),
+    whole=round,
     unit="tokens in a row",
     devices=("cpu", "cuda"),
     world_sizes=(1, 2),

@@ -18,6 +18,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, "full"),
     remove=lambda strength, world_size: _with(strength, "none"),
     strengths=(64, 128),
+    whole=round,
     unit="tokens in a row",
     world_sizes=(1, 2),
 )

@@ -16,6 +16,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, True),
     remove=lambda strength, world_size: _with(strength, False),
     strengths=(300000, 900000),
+    whole=round,
     unit="objects",
     world_sizes=(1, 2),
 )

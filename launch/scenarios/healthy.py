@@ -16,6 +16,7 @@ scenario = Scenario(
     plant=plant,
     remove=None,
     strengths=(384, 640),
+    whole=int,
     unit="tokens in a row",
     devices=("cpu", "cuda"),
     world_sizes=(1, 2, 4),

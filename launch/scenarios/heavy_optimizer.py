@@ -20,6 +20,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, False),
     remove=lambda strength, world_size: _with(strength, True),
     strengths=(2, 5),
+    whole=round,
     unit="tables of 20 MB",
     world_sizes=(1,),
 )

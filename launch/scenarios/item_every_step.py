@@ -17,6 +17,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, True),
     remove=lambda strength, world_size: _with(strength, False),
     strengths=(12, 24),
+    whole=round,
     unit="layers",
     devices=("cuda",),
     world_sizes=(1, 2),

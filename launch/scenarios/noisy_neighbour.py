@@ -37,6 +37,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(round(strength)),
     remove=lambda strength, world_size: _with(0),
     strengths=(5, 7),
+    whole=round,
     unit="processes",
     world_sizes=(1, 2),
 )

@@ -17,5 +17,6 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(2, int(strength)),
     remove=lambda strength, world_size: _with(0, int(strength)),
     strengths=(3, 6),
+    whole=int,
     unit="blocks of 1 M parameters",
 )

@@ -16,6 +16,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(max(1, round(strength))),
     remove=lambda strength, world_size: _with(0),
     strengths=(2, 6),
+    whole=round,
     unit="images a sample",
     world_sizes=(1, 2),
 )

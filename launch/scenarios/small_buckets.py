@@ -18,5 +18,6 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, 0.1, counterfactual=True),
     remove=lambda strength, world_size: _with(strength, 25.0),
     strengths=(30, 60),
+    whole=round,
     unit="layers of 0.1 MiB",
 )

@@ -16,6 +16,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(round(strength), 16),
     remove=lambda strength, world_size: _with(1, 16 * round(strength)),
     strengths=(40, 90),
+    whole=round,
     unit="layers",
     world_sizes=(1, 2),
 )

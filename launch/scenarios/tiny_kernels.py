@@ -17,6 +17,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, 1),
     remove=lambda strength, world_size: _with(strength, 64),
     strengths=(40, 90),
+    whole=round,
     unit="layers",
     devices=("cuda",),
     world_sizes=(1, 2),

@@ -28,6 +28,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, 0),
     remove=lambda strength, world_size: _with(strength, 1),
     strengths=(4, 8),
+    whole=round,
     unit="samples a batch",
     world_sizes=(1,),
 )

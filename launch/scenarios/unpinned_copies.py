@@ -16,6 +16,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, False),
     remove=lambda strength, world_size: _with(strength, True),
     strengths=(64, 128),
+    whole=round,
     unit="samples",
     devices=("cuda",),
     world_sizes=(1, 2),

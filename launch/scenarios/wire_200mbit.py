@@ -34,6 +34,7 @@ scenario = Scenario(
     plant=lambda strength, world_size: _with(strength, MEGABITS),
     remove=lambda strength, world_size: _with(strength, None),
     strengths=(4, 8),
+    whole=round,
     unit="layers of 1 MiB",
     why_not=why_not,
 )

@@ -68,7 +68,9 @@ def _up_to_date(folder: RunFolder) -> dict[str, Any] | None:
             raise
         return None
     sources = [folder.path / name for name in ("run.json", "status.json")]
-    sources += [file for name in ("ranks", "telemetry", "traces") for file in (folder.path / name).glob("*")]
-    changed = any(file.stat().st_mtime_ns > made_ns for file in sources if file.is_file())
+    for place in (folder.path / name for name in ("ranks", "telemetry", "traces")):
+        # The folder's own time tells of a file that is gone, or came back with the time it had.
+        sources += [place, *place.glob("*")]
+    changed = any(file.stat().st_mtime_ns > made_ns for file in sources if file.exists())
     stale = changed or not isinstance(summary, dict) or summary.get("analysis") != analysis_digest()
     return None if stale else summary

@@ -61,6 +61,23 @@ def analyse(folder: RunFolder, run: Run) -> dict[str, Any]:
     return summarise(run, rows, merge_traces(folder.path, files, run))
 
 
+def analyse_as_priced(folder: RunFolder, run: Run) -> dict[str, Any]:
+    """The same, at the prices that a reader gave to the summary that is in `folder`, if any did."""
+    summary = analyse(folder, run)
+    given = given_before(folder)
+    return reprice(summary, given) if given else summary
+
+
+def given_before(folder: RunFolder) -> Given:
+    """The prices that a reader gave to the summary that is in `folder`; none where it cannot be read."""
+    try:
+        return Given(**(folder.read("summary.json") or {}).get("repriced", {}))
+    except SchemaError:
+        raise
+    except (ValueError, TypeError, AttributeError):
+        return Given()
+
+
 @functools.cache
 def analysis_digest() -> str:
     """Changes with any change of the code and the tables that make summaries."""

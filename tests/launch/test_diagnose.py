@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from scalelab.launch import verification
 from scalelab.launch.cli import run_command
 from scalelab.launch.commands import diagnose
 from scalelab.launch.errors import Exit
-from scalelab.launch.verification import _about, around_seconds
+from scalelab.launch.reporting import summarise_and_report
+from scalelab.launch.sweep.runner import Outcome
+from scalelab.launch.verification import Verified, _about, around_seconds
+from scalelab.profiles.analysis.diagnosis.diagnose import _usd
+from scalelab.profiles.analysis.load import load_run
+from scalelab.profiles.analysis.prices import Given
+from scalelab.profiles.analysis.summary import analyse_as_priced
+
+from tests.support.reported import made_run
 
 
 @pytest.mark.parametrize(
@@ -45,3 +55,34 @@ def test_a_verification_says_how_long_it_takes_with_each_runs_start() -> None:
     assert around_seconds({"cost": {"whole_run": None}}) is None
     assert _about(0.1, 100, 6, 10.0) == ": about 2.0 min, 1.0 of it the runs' starts and ends"
     assert _about(0.1, 600, 6, None) == ": about 6.0 min, and each run's start"
+
+
+def test_a_price_that_was_given_to_the_report_is_the_diagnosis_s_too(tmp_path: Path) -> None:
+    """Files of one folder say the same; a report without a price takes it back."""
+    folder = made_run(tmp_path)
+    summary = summarise_and_report(folder, Given(usd_per_gpu_hour=2.5))
+    told = folder.read("diagnosis.json")
+    assert diagnose._diagnose(folder) == told
+    usd, _ = _usd(summary)
+    assert usd is not None
+    assert _usd(analyse_as_priced(folder, load_run(folder)))[0] == usd
+    summarise_and_report(folder)
+    assert _usd(analyse_as_priced(folder, load_run(folder)))[0] is None
+
+
+def test_a_verification_is_on_the_run_s_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no call of report in between, and at the price that was given."""
+    folder = made_run(tmp_path)
+    summarise_and_report(folder, Given(usd_per_gpu_hour=2.5))
+    told: dict[str, Any] = {
+        "label": "input_bound", "options": {"prefetch": 2}, "verdict": "faster", "per": "step", "counts": "steps alone",
+        "saved_share": 0.3, "ci95": [0.2, 0.4], "cause_share": None, "cause_ci95": None, "rounds": 3, "needed": 3,
+        "others_cores_share": None, "learns": None, "decides_learning": False, "reasons": {},
+    }  # fmt: skip
+    verified = Verified(outcome=Outcome(Exit.OK, {}, 0), folder=tmp_path, bought=told)
+    monkeypatch.setattr(verification, "verify", lambda *args, **options: verified)
+    monkeypatch.setattr(verification, "change_of", lambda diagnosis: None)
+    assert diagnose._verify(folder, diagnose._diagnose(folder), diagnose.DiagnoseOptions(), None) == Exit.OK
+    page = (folder.path / "report.md").read_text()
+    assert "What it bought: faster with --prefetch 2" in page
+    assert "2.50" in page

@@ -61,6 +61,22 @@ def test_a_seed_draws_the_strength_within_its_bounds(name: str) -> None:
     assert each.name == name
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_the_strength_that_is_told_is_the_one_that_is_planted(name: str) -> None:
+    """Where it is planted as a whole number, it is one; rounding it to what is told changes nothing."""
+    each = ALL[name]
+    strength, world = each.strength(1), each.world_sizes[0]
+    told = float(each.told(strength).split()[0].replace(",", ""))
+    if each.whole is None:
+        assert told == pytest.approx(strength, rel=1e-2)
+    else:
+        assert told == strength
+    neighbours = {each.whole(strength + more) if each.whole else strength for more in (0.0, 0.2)}
+    assert neighbours == {strength}
+    if name in ("small_buckets", "periodic_stall"):
+        assert each.plant(strength, world).options["model_option"]["layers"] == told
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_both_sides_are_runs_of_scalelab(name: str) -> None:
     """Each option is one of `scalelab run`, with a value that it allows; model options are the subject's own."""

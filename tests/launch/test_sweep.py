@@ -49,7 +49,7 @@ def test_a_wrong_reduce_is_caught_and_its_repair_found(tmp_path: Path) -> None:
     fault.unlink()
     code, summary, errors = scalelab(*sweep)
     assert code == 0, errors
-    assert "1 runs to make (1 are there)" in errors
+    assert "1 run to make (1 is there)" in errors
     found = {cell["strategy"]: cell for cell in summary["cells"]}
     assert (found["zero1"]["state"], found["zero1"]["parity"]["state"]) == ("measured", "held")
     assert len(list(folder.path.glob("*/run.json"))) == 3 + 1  # three runs, and `latest`

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scalelab.launch.commands.sweep import _repriced
 from scalelab.profiles.analysis.between import Difference, difference
 from scalelab.profiles.analysis.causes import causes
 from scalelab.profiles.analysis.compared import ComparedRun
@@ -160,6 +161,22 @@ def test_a_run_that_was_repriced_counts_at_its_own_price(tmp_path: Path) -> None
     assert current_summary(folder)["cost"]["usd_per_gpu_hour"] == 5.0
     assert current_summary(folder, own_prices=True) == own
     assert current_summary(folder)["cost"]["usd_per_gpu_hour"] == 5.0
+
+
+def test_a_sweep_called_with_another_price_shows_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs that are there were made at their own; the one that is given now is used, and said to be."""
+    made = MadeSweep(tmp_path / "sweep")
+    made.cell("ddp", 2, [1.0], usd_per_gpu_hour=1.25, facts=run_json("ddp", 2, usd_per_gpu_hour=1.25))
+    folder = made.write()
+    attempts, _ = folder.attempts()
+    assert _repriced(folder, attempts.values(), {"usd_per_gpu_hour": 1.25}) is None
+    assert _repriced(folder, attempts.values(), {"steps": 5}) is None
+    assert capsys.readouterr().err == ""
+    given = _repriced(folder, attempts.values(), {"usd_per_gpu_hour": 3.0})
+    assert given == Given(usd_per_gpu_hour=3.0)
+    assert "--usd-per-gpu-hour 3" in capsys.readouterr().err
+    assert given is not None
+    assert summarise_sweep(folder, given, ASKED)["price"]["usd_per_gpu_hour"] == 3.0
 
 
 def _summary(seconds: float) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from typing import Any
 
 import orjson
 import pytest
+from scalelab.launch.commands.sweep import _conclude
+from scalelab.launch.errors import Exit
+from scalelab.launch.sweep.runner import Outcome
 from scalelab.profiles.analysis.current import current_summary
 from scalelab.profiles.analysis.prices import Given
 from scalelab.profiles.analysis.summary import analysis_digest
@@ -252,6 +255,41 @@ def test_a_summary_is_read_while_nothing_it_was_made_of_has_changed(tmp_path: Pa
     for content in (b"{", b"[]", None):
         path.unlink() if content is None else path.write_bytes(content)
         assert current_summary(folder)["step_seconds"]["mean"] == pytest.approx(1.0)
+
+
+def test_records_that_are_gone_or_came_back_are_noticed(tmp_path: Path) -> None:
+    """Also with the time that the file had before."""
+    folder = RunFolder.create(tmp_path, "x")
+    write_run(folder, run_json("x", 2))
+    assert current_summary(folder)["step_seconds"]["mean"] is not None
+    long_ago(folder)
+    kept = folder.rank_file(1).rename(tmp_path / "r001.jsonl")
+    assert current_summary(folder)["step_seconds"]["mean"] is None
+    long_ago(folder)
+    kept.rename(folder.rank_file(1))
+    assert current_summary(folder)["step_seconds"]["mean"] is not None
+
+
+def long_ago(folder: RunFolder) -> None:
+    """Give all of a run's files the same old time, its summary a later one."""
+    for path in (*folder.path.rglob("*"), folder.path):
+        os.utime(path, (1000, 1000))
+    os.utime(folder.path / "summary.json", (2000, 2000))
+
+
+def test_a_run_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ended well, so that the same command does not make it again as long as its folder is there."""
+    made = MadeSweep(tmp_path / "sweep")
+    cell = made.cell("ddp", 2)
+    run = RunFolder.create(made.folder.path, "x")
+    write_run(run, run_json("ddp", 2))
+    run.rank_file(1).unlink()
+    made.attempt(cell, 0, run.run_id)
+    outcome = Outcome(Exit.OK, made.write().attempts()[0], 0)
+    assert _conclude(made.folder, outcome, None, as_json=False) == [run.run_id]
+    told = capsys.readouterr()
+    assert f"error: 1 run cannot be read: {run.run_id}" in told.err
+    assert "hint: put back what is missing, or move it out of the sweep's folder" in told.err
 
 
 def test_the_table_has_its_twin_as_csv_and_no_formula_in_it(tmp_path: Path) -> None:

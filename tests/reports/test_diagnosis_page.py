@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from scalelab.profiles.analysis.diagnosis.diagnose import _whose
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.pictures import pictures
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.reports import units
-from scalelab.reports.diagnosis_words import bought
+from scalelab.reports.diagnosis_words import beside, bought, buys
 from scalelab.reports.page.run import verdict
 from scalelab.reports.page.section import Figures, blocks_of
 from scalelab.reports.page.write import run_report, write_run_report
@@ -70,6 +71,50 @@ def test_a_verification_says_which_cause_it_tried_and_how_noisy_it_was() -> None
     assert "the change for launch_bound: no option of scalelab run removes cpu_contention" in lines
     assert "--rounds 764 would tell an effect of 5 %; while these ran, others kept 60% of the cores busy" in lines
     assert "the change for" not in "\n".join(bought(row, "launch_bound"))
+
+
+@pytest.mark.parametrize(
+    ("ci95", "word"), [([0.42, 0.50], "the change bought more"), ([0.1, 0.2], "bought less"), ([0.3, 0.375], "")]
+)
+def test_what_a_change_bought_is_held_against_what_was_said(ci95: list[float], word: str) -> None:
+    """Where the intervals are apart it is said; and that others had the cores meanwhile."""
+    row: dict[str, Any] = {
+        "label": "input_bound", "options": {"prefetch": 2}, "verdict": "faster", "per": "step", "counts": "steps alone",
+        "saved_share": sum(ci95) / 2, "ci95": ci95, "cause_share": 0.38, "cause_ci95": [0.37, 0.39], "rounds": 3,
+        "needed": 3, "others_cores_share": 0.8, "learns": None, "decides_learning": False, "reasons": {},
+    }  # fmt: skip
+    lines = bought(row, "input_bound")
+    assert any("others kept 80% of the cores busy" in line for line in lines)
+    said = next(line for line in lines if "was said to buy" in line)
+    assert word in said if word else "the change bought" not in said
+    assert "cores" not in "\n".join(bought({**row, "others_cores_share": 0.05}, "input_bound"))
+
+
+def test_a_share_says_which_step_it_is_of() -> None:
+    """One with what lies between steps, by its time."""
+    found = diagnosis()
+    step = found["verdict"]["step_seconds"]
+    assert f"of the {units.milliseconds(step)} that one takes with what lies" in buys(found["findings"][0], step)
+
+
+def test_seconds_are_counted_under_causes_that_are_listed() -> None:
+    """One that is too small for the card is not named on it."""
+    row = {
+        "counted_under": ["launch_bound", "x"],
+        "alone_share": 0.2,
+        "severity_share": 0.1,
+        "method": "so",
+        "label": "y",
+    }
+    other = {"counted_under": [], "alone_share": 0.2, "severity_share": 0.2, "method": "so", "label": "x"}
+    both, alone = [dict(row), dict(other)], [{**row, "counted_under": ["launch_bound"]}]
+    _whose(both)
+    _whose(alone)
+    assert both[0]["counted_under"] == ["x"]
+    assert both[0]["counted"] == "counted under x and in another cause that is too small to be listed"
+    assert both[1]["counted"] is None
+    assert alone[0]["method"] == "so; 50% of it is counted in another cause that is too small to be listed"
+    assert "launch_bound" not in beside({**alone[0], "next": {"says": ""}})[2]
 
 
 def test_an_interval_that_spans_nothing_is_told_with_its_number() -> None:

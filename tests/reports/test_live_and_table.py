@@ -6,16 +6,20 @@ import io
 from pathlib import Path
 
 from rich.console import Console
+from scalelab.launch.reporting import summarise_and_report
 from scalelab.launch.supervision.pulse import EVENTS
 from scalelab.profiles.analysis.load import load_run
+from scalelab.profiles.analysis.prices import Given
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.records import Record
 from scalelab.profiles.used import MemoryRecord
+from scalelab.reports import units
 from scalelab.reports.live import BETWEEN, PLAIN_SECONDS, LiveLine
 from scalelab.reports.table import run_table, size
 
 from tests.profiles.test_memory import memory_step
 from tests.profiles.test_summary import folder_with, run_json, step
+from tests.support.reported import made_run
 
 
 class Clock:
@@ -146,3 +150,18 @@ def test_words_fit_their_numbers(tmp_path: Path) -> None:
     assert "8.00 samples/s in this run, 1 step after 0 of warm-up" in told
     assert "MFU 50.00% of 1 TFLOP/s in fp32, that of all cores together (measured)" in told
     assert "device(s)" not in told
+
+
+def test_the_table_has_the_dollars_that_the_page_has(tmp_path: Path) -> None:
+    """With their interval and where the price is from; without a price there is no line of them."""
+    folder = made_run(tmp_path)
+    summary = summarise_and_report(folder, Given(usd_per_gpu_hour=2.5))
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(run_table(summary))
+    cost = summary["cost"]
+    usd = f"{units.usd(cost['usd_per_million_samples'])} {units.interval(cost['usd_ci95'])}"
+    assert f"{usd} per million samples, at $2.50: given to report" in stream.getvalue()
+    page = (folder.path / "report.md").read_text().replace("\\", "")
+    assert units.usd(cost["usd_per_million_samples"]) in page
+    Console(file=stream, width=200).print(run_table(summarise_and_report(folder)))
+    assert stream.getvalue().count("$") == 2

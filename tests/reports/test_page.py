@@ -24,6 +24,7 @@ from scalelab.profiles.analysis.pictures.ranks import ROWS
 from scalelab.profiles.analysis.pictures.shares import of_a_hundred
 from scalelab.profiles.analysis.summary import summarise
 from scalelab.profiles.runfolder import RunFolder
+from scalelab.reports import units
 from scalelab.reports.page.html import page as html_page
 from scalelab.reports.page.markdown import escape, markdown
 from scalelab.reports.page.section import NAME_SHOWN, Column, Name, Number, Report, Section, Table, tables_of
@@ -155,18 +156,20 @@ def test_names_can_be_copied_from_the_twin_and_are_no_links(text: str) -> None:
     assert not re.search(r"http:|www\.|mailto:", found)
 
 
-def test_of_each_hundred_adds_up_to_a_hundred(tmp_path: Path) -> None:
-    """Causes of less than a half are the rest, in the words as in the numbers."""
-    shares = [0.4876, 0.3, 0.2044, 0.0041, 0.0039, 0.0]
+def test_of_each_hundred_says_what_the_table_below_it_says(tmp_path: Path) -> None:
+    """To the tenth, whatever the tenths sum to; causes of less than a half are the rest."""
+    shares = [0.48151, 0.30040, 0.20435, 0.0041, 0.0039, 0.00574]
     rows = of_a_hundred([{"cause": str(place), "share": share} for place, share in enumerate(shares)])
-    assert [row["cause"] for row in rows] == ["0", "1", "2", None]
-    assert sum(row["amount"] for row in rows) == pytest.approx(100)
+    assert [row["cause"] for row in rows] == ["0", "1", "2", "5", None]
+    assert [f"{row['amount']:.1f}%" for row in rows[:-1]] == [units.percent(shares[place]) for place in (0, 1, 2, 5)]
+    assert rows[-1]["amount"] == 0.8
     folder = made_run(tmp_path)
-    summarise_and_report(folder)
+    summary = summarise_and_report(folder)
     line = re.search(r"Of each 100 device-hours: (.*)\.\n", (folder.path / "report.md").read_text())
     assert line is not None
-    amounts = [float(part.split()[0]) for part in line[1].split(", ")]
-    assert sum(amounts) == pytest.approx(100)
+    amounts = [f"{part.split()[0]}%" for part in line[1].split(", ") if not part.endswith(" the rest")]
+    leaves = [units.percent(row["share"]) for row in summary["cost"]["by_cause_leaves"]]
+    assert amounts == leaves[: len(amounts)]
 
 
 def test_what_has_no_metric_is_not_called_by_one(tmp_path: Path) -> None:

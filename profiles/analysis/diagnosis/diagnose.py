@@ -71,6 +71,7 @@ def _told(
     step_seconds = findings[0][1].step_seconds if findings else summary["step_seconds"]["mean"]
     rows = [_row(finding, facts, usd) for finding, facts in findings]
     rows = [row for row in rows if _shown(row, step_seconds, limits)]
+    _whose(rows)
     rows.sort(key=lambda row: (not row["counts"], -(row["headroom_seconds"] or 0.0)))
     for index, row in enumerate(rows):
         if row["usd_per_million_samples"] is None:
@@ -114,6 +115,22 @@ def _shown(row: Mapping[str, Any], step_seconds: float, limits: Thresholds) -> b
     # Of what blocks of the tail say, and no breakdown, noise is the larger part.
     surely = row["ci95"][0] / step_seconds if row["by_tail"] and row["severity_share"] < limits.least_share else 1.0
     return row["severity_share"] >= limits.shown_share and surely >= limits.shown_share
+
+
+def _whose(rows: list[dict[str, Any]]) -> None:
+    """Under which cause the seconds that are not a row's are counted, in words: by its name where it is listed too."""
+    listed = {row["label"] for row in rows}
+    for row in rows:
+        named = [label for label in row["counted_under"] if label in listed]
+        small = "in another cause that is too small to be listed"
+        parts = [
+            *([f"under {' and '.join(named)}"] if named else []),
+            *([small] if row["counted_under"] != named else []),
+        ]
+        row["counted_under"] = named
+        row["counted"] = f"counted {' and '.join(parts)}" if parts else None
+        if parts and row["alone_share"]:
+            row["method"] += f"; {1 - row['severity_share'] / row['alone_share']:.0%} of it is {row['counted']}"
 
 
 def _overlap(rows: list[dict[str, Any]], step_seconds: float, limits: Thresholds) -> str | None:

@@ -83,6 +83,4 @@ def _reduced(finding: Finding, left: Removed, takes: Mapping[str, float], facts:
     takers = tuple(label for label, each in takes.items() if each >= least > 0)
     if part >= facts.limits.taken_twice or not takers:
         return replace(finding, headroom=headroom, removed=left, beyond=beyond)
-    method = f"{own.method}; {1 - part:.0%} of it is counted under {' and '.join(takers)}"
-    headroom = replace(headroom, method=method)
     return replace(finding, headroom=headroom, removed=left, alone=own, counted_under=takers, beyond=beyond)

@@ -37,6 +37,10 @@ class Thresholds:
     """A call over gloo that carries nothing to speak of: a scalar all-reduce between two processes of one host took
     0.2 ms (2-core virtual machine, torch 2.13). Used where neither the run nor a calibration tells."""
 
+    operators_beyond: float = 1.5
+    """Of a phase's time: what its operators were measured to take. Above it the measurement was disturbed:
+    where batches are so tiny that calls are nearly all of a step, they came to 0.8 to 1.8 of it (2-core machine)."""
+
     others_cores_share: float = 0.1
     """Of the host's cores, kept busy by others: below it the run's own threads are what they wait for."""
     memory_close: float = 0.95

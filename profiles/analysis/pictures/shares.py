@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,21 +50,15 @@ def branches(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def of_a_hundred(leaves: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """What each cause takes of 100, in tenths that sum to all of it (largest remainders); those of less than a half
-    together, as a last row without a `cause`."""
+    """What each cause takes of 100, in tenths; those of less than a half together, as a last row without a `cause`.
+
+    Each is rounded by itself, as in the table of the same shares: amounts that were made to sum to 100 would differ
+    from it by a tenth."""
     rows = [row for row in leaves or () if row["share"] is not None]
-    if not rows:
-        return []
-    exact = [row["share"] * 1000 for row in rows]
-    tenths = [math.floor(each) for each in exact]
-    order = sorted(range(len(rows)), key=lambda place: tenths[place] - exact[place])
-    for place in order[: max(0, round(sum(exact)) - sum(tenths))]:
-        tenths[place] += 1
-    named = [
-        {"cause": row["cause"], "amount": count / 10} for row, count in zip(rows, tenths, strict=True) if count >= 5
-    ]
-    rest = sum(count for count in tenths if count < 5)
-    return [*named, *([{"cause": None, "amount": rest / 10}] if rest else [])]
+    amounts = [round(row["share"] * 100, 1) for row in rows]
+    named = [{"cause": row["cause"], "amount": each} for row, each in zip(rows, amounts, strict=True) if each >= 0.5]
+    rest = round(100 * sum(row["share"] for row, each in zip(rows, amounts, strict=True) if each < 0.5), 1)
+    return [*named, *([{"cause": None, "amount": rest}] if rest else [])]
 
 
 def losses(values: Sequence[float | None] | None) -> dict[str, Any]:

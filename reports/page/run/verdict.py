@@ -142,7 +142,7 @@ def _diagnosis(diagnosis: Mapping[str, Any]) -> list[Block]:
     lines.append(f"Diagnosis: {verdict['label']}{f', {told}' if told else ''}{says}")
     if first is not None:
         lines += [each["says"] for each in first["evidence"]]
-        lines += [f"Next: {first['next']['says']}", f"What it would buy: {buys(first)}"]
+        lines += [f"Next: {first['next']['says']}", f"What it would buy: {buys(first, verdict['step_seconds'])}"]
     if (verified := diagnosis.get("verification")) is not None:
         amount, *rest = bought(verified, verdict["label"])
         lines += [f"What it bought: {verified['verdict']}{amount}", *rest]

@@ -163,6 +163,35 @@ def test_a_job_under_its_own_loop_is_told_what_to_change_in_it(name: str) -> Non
         assert not set(re.findall(r"--[a-z-]+", finding["next"]["says"])) & options
 
 
+def disturbed(cost: float) -> Run:
+    """Many small messages, and operators that were measured to take `cost` times all of forward."""
+    seconds = {"forward": cost * PHASES["forward"] / 100, "backward": cost * 0.1 * PHASES["backward"] / 200}
+    counted = MemoryStepRecord(
+        step=STEPS, operators={"forward": 100, "backward": 200}, operator_seconds_by_phase=seconds
+    )
+    return made(wire_seconds=0.040, sizes=[1 << 12] * 400, memory_step=counted)
+
+
+def test_a_cost_of_operators_that_the_run_has_no_time_for_is_no_firm_evidence() -> None:
+    """What was measured on a disturbed host is divided by how much too long it was at least; its interval goes down."""
+    found = told(disturbed(2.6))
+    assert found["verdict"]["label"] == "comm_latency"
+    row = next(row for row in found["findings"] if row["label"] == "launch_bound")
+    assert row["evidence"][1]["values"]["measured_too_long"]["backward"] == pytest.approx(2.6, rel=0.02)
+    assert row["headroom_seconds"] == pytest.approx(PHASES["forward"] + 0.1 * PHASES["backward"], rel=0.05)
+    assert row["ci95"][0] == pytest.approx(row["headroom_seconds"] / 2.6, rel=0.05)
+
+
+@pytest.mark.parametrize("cost", [1.3, 2.6])
+def test_what_an_operator_is_said_to_take_is_what_was_counted(cost: float) -> None:
+    """After the cut to the time there is: by phase, calls times that are the seconds that were counted."""
+    row = next(row for row in told(disturbed(cost))["findings"] if row["label"] == "launch_bound")
+    says = row["evidence"][0]["says"]
+    counted = {name: int(calls) * float(each) for name, calls, each in re.findall(r"(\w+) (\d+) of ([\d.]+) us", says)}
+    assert sum(counted.values()) * 1e-6 == pytest.approx(row["headroom_seconds"], rel=0.03)
+    assert "us (nearly all of its time), backward" in says
+
+
 def on_device(h2d: float = 0.0, **idle: float) -> dict[str, Any]:
     """The diagnosis of a run on one GPU whose batches take so long to copy, and whose trace of five steps shows so much
     idle time a step."""
