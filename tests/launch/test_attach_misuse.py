@@ -96,7 +96,9 @@ def test_a_step_that_takes_what_the_loader_had_left_is_one(alone: Loop) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [None, "0.1", torch.ones(4), torch.ones(0), 1j, torch.ones((), dtype=torch.complex64), 10**400, [0.1]]
+    "given",
+    [None, "0.1", torch.ones(4), torch.ones(0), 1j, torch.ones((), dtype=torch.complex64), 10**400, [0.1]],
+    ids=["none", "text", "vector", "empty", "complex", "complex_tensor", "beyond_floats", "list"],
 )
 def test_a_loss_that_is_no_number_is_left_out_and_said_once(alone: Loop, capsys: Say, given: Any) -> None:
     epoch(alone, lambda loss: given)

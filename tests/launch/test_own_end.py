@@ -107,7 +107,9 @@ def test_a_job_ends_with_what_it_says_itself(
     assert ("the user's" in shown, "Ctrl-C" in shown) == (state == "failed", state == "interrupted")
 
 
-@pytest.mark.parametrize(("end", "state", "code"), [(CATCHES, "finished", 0), ("train()\n", "failed", 1)])
+@pytest.mark.parametrize(
+    ("end", "state", "code"), [(CATCHES, "finished", 0), ("train()\n", "failed", 1)], ids=["caught", "not"]
+)
 def test_a_loader_that_ends_within_a_step(tmp_path: Path, end: str, state: str, code: int) -> None:
     """The loop's own `except` sees it; without one the job has failed, and its folder says so."""
     done, folder = run(tmp_path, ACCUMULATES + end)
