@@ -79,7 +79,7 @@ def _communication(summary: Mapping[str, Any]) -> list[Text]:
     if summary["world_size"] == 1 or comm["exposed_seconds"] is None:
         return []
     payload = ", ".join(f"{kind} {size(count)}" for kind, count in comm["payload_bytes_per_step"].items() if count)
-    lines = [f"{comm['calls_per_step']:.0f} collectives a step, payload {payload or 'nothing'}"]
+    lines = [f"{units.counted(round(comm['calls_per_step']), 'collective')} a step, payload {payload or 'nothing'}"]
     if comm["waiting_seconds"] is not None:
         parts = ", ".join(f"{name} {_ms(comm[f'{name}_seconds'])}" for name in ("waiting", "transfer", "queued"))
         lines.append(f"exposed {_ms(comm['exposed_seconds'])} a step: {parts}")

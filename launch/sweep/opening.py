@@ -63,6 +63,11 @@ def opened(
     with locked(folder.path) as before:
         if before is not None:
             say(f"note: {folder.path}: taken over from {before}, which ended without giving it back")
+        if latest and not SweepFolder.is_one(folder.path) and (like := _like(folder, plan)) is not None:
+            say(
+                f"note: {like} has the same cells and is another sweep, as threads (OMP_NUM_THREADS), cores, the "
+                "device, library versions, the model's file or the data were others: nothing of it counts here"
+            )
         plan = _continued(folder, plan, say)
         folder.write_plan(plan)
         with writing(folder.path / "logs"):
@@ -70,6 +75,17 @@ def opened(
         if latest:
             point(folder.path.parent / "latest", folder.path.name)
         yield folder, plan
+
+
+def _like(folder: SweepFolder, plan: SweepPlan) -> str | None:
+    """The name of the newest sweep beside `folder` of the same cells, by what sweep.json has of them."""
+    found = []
+    for path in folder.path.parent.glob("sweep-*/sweep.json"):
+        with contextlib.suppress(ValueError):
+            other = SweepFolder(path.parent).plan()
+            if (other.cells, other.scaling, other.best_batch) == (plan.cells, plan.scaling, plan.best_batch):
+                found.append((other.created_utc, path.parent.name))
+    return max(found)[1] if found else None
 
 
 def _continued(folder: SweepFolder, plan: SweepPlan, say: Callable[[str], None]) -> SweepPlan:

@@ -157,7 +157,8 @@ def _unfinished(status: Mapping[str, Any]) -> str | None:
         return "it is still running, or was killed without a word"
     if state != "finished" or code:
         cause = f": {status['cause']}" if status.get("cause") else ""
-        return f"it {state}, exit code {code}{cause}"
+        how = "was interrupted" if state == "interrupted" else state
+        return f"it {how}{'' if code is None else f', exit code {code}'}{cause}"
     return None
 
 

@@ -40,6 +40,7 @@ def older(path: Path) -> None:
 UNFIT = {
     "still running": lambda path: status(path, "running", None),
     "exit code 5: rank 1 died": lambda path: status(path, "failed", 5, "rank 1 died"),
+    "interrupted: it was killed": lambda path: status(path, "interrupted", None, "it was killed"),
     "interrupted, exit code 130": lambda path: status(path, "interrupted", 130),
     "written by a newer scalelab": newer,
     "not JSON": half_written,

@@ -263,6 +263,23 @@ def test_runs_are_judged_when_the_run_of_ddp_comes_that_was_missing(tmp_path: Pa
 
 
 @pytest.mark.fault(30)
+def test_the_same_cells_with_other_threads_are_another_sweep_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, as it begins; a sweep of other cells is not mentioned."""
+    said: list[str] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    first, _ = sweep(tmp_path, Fake(), "--strategies=ddp", "--repeats=1")
+    sweep(tmp_path, Fake(), "--strategies=ddp", "--repeats=1", "--steps=7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    _, _, plan = planned("--strategies=ddp", "--repeats=1")
+    for _ in range(2):
+        with opened(tmp_path, plan, said.append) as (folder, _):
+            assert folder.path != first.path
+    assert len(said) == 1
+    assert f"{first.path.name} has the same cells and is another sweep, as threads (OMP_NUM_THREADS)" in said[0]
+
+
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     """A file in the place of the output folder: nothing is started."""
     (tmp_path / "file").write_text("")

@@ -257,6 +257,15 @@ def test_a_summary_is_read_while_nothing_it_was_made_of_has_changed(tmp_path: Pa
         assert current_summary(folder)["step_seconds"]["mean"] == pytest.approx(1.0)
 
 
+def test_a_cell_whose_losses_are_not_held_is_not_said_to_have_another_batch(tmp_path: Path) -> None:
+    """The cells of a verification have the same."""
+    made = MadeSweep(tmp_path / "sweep")
+    made.cell("ddp", 2, [1.0], gated=False)
+    (cell,) = summary_of(made)["cells"]
+    why = "losses are not held against ddp's in a sweep of this kind"
+    assert cell["parity"] == {"state": "not checked", "why": why}
+
+
 def test_records_that_are_gone_or_came_back_are_noticed(tmp_path: Path) -> None:
     """Also with the time that the file had before."""
     folder = RunFolder.create(tmp_path, "x")
@@ -289,6 +298,8 @@ def test_a_run_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path, caps
     assert _conclude(made.folder, outcome, None, as_json=False) == [run.run_id]
     told = capsys.readouterr()
     assert f"error: 1 run cannot be read: {run.run_id}" in told.err
+    page = (made.folder.path / "report.md").read_text()
+    assert "1 repeat in random order" in page
     assert "hint: put back what is missing, or move it out of the sweep's folder" in told.err
 
 

@@ -150,6 +150,10 @@ def test_words_fit_their_numbers(tmp_path: Path) -> None:
     assert "8.00 samples/s in this run, 1 step after 0 of warm-up" in told
     assert "MFU 50.00% of 1 TFLOP/s in fp32, that of all cores together (measured)" in told
     assert "device(s)" not in told
+    summary["comm"] |= {"exposed_seconds": 0.1, "calls_per_step": 1.0, "payload_bytes_per_step": {}}
+    summary["comm"] |= {"waiting_seconds": 0.0, "transfer_seconds": 0.1, "queued_seconds": 0.0, "alone_seconds": None}
+    Console(file=stream, width=200).print(run_table(summary))
+    assert "1 collective a step" in stream.getvalue()
 
 
 def test_the_table_has_the_dollars_that_the_page_has(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def failed(run: Run) -> list[CannotTell]:
     status = run.status
     if status.get("state") != "failed":
         return []
-    rerun = f"it once that is mended{': ' + status['hint'] if status.get('hint') else ''}"
+    rerun = f"the run once that is mended{': ' + status['hint'] if status.get('hint') else ''}"
     return [CannotTell(label=RUN, lacks="the end of the run, which failed", rerun=rerun)]
 
 
@@ -58,10 +58,10 @@ def no_rules(facts: Facts, seconds: float) -> CannotTell | None:
         return CannotTell(
             label=RUN,
             lacks=f"{where}; the wait for batches is among it: {why}",
-            rerun="it with probe.batches(loader); what is left then, under a profiler of Python (cProfile, py-spy)",
+            rerun="the run with probe.batches(loader); what is left then, under a profiler (cProfile, py-spy)",
         )
     if facts.own_loop:
-        rerun = "it under a profiler of Python (cProfile, py-spy): logging, callbacks and metrics lie there"
+        rerun = "the run under a profiler of Python (cProfile, py-spy): logging, callbacks and metrics lie there"
     else:
         rerun = f"{facts.again('profile_steps', 5)}, and look at the host's thread between the phases"
     return CannotTell(label=RUN, lacks=where, rerun=rerun)
@@ -70,7 +70,7 @@ def no_rules(facts: Facts, seconds: float) -> CannotTell | None:
 def explained(lack: CannotTell, told: Sequence[Finding], facts: Facts) -> CannotTell:
     """`lack`, which decides nothing where a cause that counts may well be what it asks for."""
     by = [each.label for each in told if facts.counts(each) and lack.label in rules()[each.label].explains]
-    return replace(lack, matters=False, rerun=f"it without {by[0]}, which may be why") if by else lack
+    return replace(lack, matters=False, rerun=f"the run without {by[0]}, which may be why") if by else lack
 
 
 def unfit(run: Run, limits: Thresholds) -> CannotTell | None:
@@ -81,11 +81,11 @@ def unfit(run: Run, limits: Thresholds) -> CannotTell | None:
         return CannotTell(label=RUN, lacks=lacks, rerun=rerun)
 
     if run.run_json.get("source") == "imported":
-        return lack("records of steps: this folder was made from traces alone", "run it under scalelab run or a Probe")
+        return lack("records of steps: this folder was made from traces alone", "the job under scalelab run or a Probe")
     if is_withheld(run.status):
         return lack(
             f"figures of speed, which are withheld: {run.status['cause']}",
-            "it once it trains what it should (docs/sweep.md)",
+            "the run once it trains what it should (docs/sweep.md)",
         )
     if config.get("probe") == "off":
         return lack("phases of a step: the probe was off", "the same run with --probe on")
@@ -96,9 +96,11 @@ def unfit(run: Run, limits: Thresholds) -> CannotTell | None:
     if steps < limits.least_steps:
         least = max(30, 3 * limits.least_steps)
         if run.own_loop:
-            rerun = f"it for {least} steps behind its warm-up"
+            rerun = f"the run for {least} steps behind its warm-up"
         else:
-            rerun = "the run again to its end" if (config.get("steps") or 0) >= least else f"it with --steps {least}"
+            rerun = (
+                "the run again to its end" if (config.get("steps") or 0) >= least else f"the run with --steps {least}"
+            )
         why = "" if steps else f" ({run.why_no_step})"
         return lack(f"steps: {steps} measured steps of all ranks{why}, and {limits.least_steps} are needed", rerun)
     return None

@@ -137,7 +137,7 @@ def _parity(cell: Cell, runs: Sequence[SweepRun], state: str) -> dict[str, Any]:
     if state == "parity_failed":
         return {"state": "failed", "why": next(run.why for run in runs if run.state == state)}
     if not cell.gated:
-        return {"state": "not checked", "why": "its batch is its own, so it cannot train what ddp does"}
+        return {"state": "not checked", "why": "losses are not held against ddp's in a sweep of this kind"}
     compared = [run.attempt.parity for run in runs if run.summary and run.attempt]
     if not compared:
         return {"state": "not checked", "why": "nothing was measured"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...units import counted
 from ..section import Block, Column, More, Paragraph, Section, Table, Verbatim
 
 PLACE = 90
@@ -15,8 +16,8 @@ OPEN = 4
 def section(summary: Mapping[str, Any]) -> Section:
     devices = ", ".join(f"{each['runs']} on {each['device_name']}" for each in summary["devices"]) or "none"
     told = (
-        f"Sweep {summary['sweep_id']} of {summary['created_utc']}, {summary['scaling']} scaling, {summary['repeats']} "
-        f"repeats in random order (seed {summary['seed']}), runs: {devices}."
+        f"Sweep {summary['sweep_id']} of {summary['created_utc']}, {summary['scaling']} scaling, "
+        f"{counted(summary['repeats'], 'repeat')} in random order (seed {summary['seed']}), runs: {devices}."
     )
     if summary["best_batch"]:
         told += " The largest micro-batch that fits was found per strategy; different batches are not held against DDP."

@@ -316,6 +316,8 @@ def test_what_cannot_be_told_says_what_to_rerun(name: str) -> None:
     found = told(run)
     assert found["verdict"]["label"] == "cannot_tell"
     assert rerun in found["cannot_tell"][0]["rerun"]
+    # It stands behind the word `rerun:`.
+    assert not found["cannot_tell"][0]["rerun"].startswith("it ")
     assert found["verdict"]["severity_share"] is None
 
 

@@ -21,7 +21,7 @@ def find(facts: Facts) -> Answer:
     whole, share = found.headroom, found.latency_share
     evidence = (
         Evidence(
-            says=f"{found.calls:.0f} collectives a step carry "
+            says=f"{found.calls:.0f} collective{'' if round(found.calls) == 1 else 's'} a step carry "
             f"{found.bytes_per_step / max(found.calls, 1) / 1024:.4g} KiB "
             f"each on average; they hold ranks up {milliseconds(whole.seconds)} a step",
             values={"calls_per_step": found.calls, "bytes_per_step": found.bytes_per_step},

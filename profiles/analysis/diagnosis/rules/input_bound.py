@@ -16,7 +16,7 @@ def find(facts: Facts) -> Answer:
         return CannotTell(
             label="input_bound",
             lacks=f"how long a step waits for its batch: {why}",
-            rerun="it with probe.batches(loader)",
+            rerun="the run with probe.batches(loader)",
         )
     removed = {"data": facts.own["data"]}
     headroom = tail_or(facts, "cached_batch", removed)

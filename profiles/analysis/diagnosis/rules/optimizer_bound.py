@@ -12,7 +12,9 @@ from ._contract import Rule, larger_batch
 def find(facts: Facts) -> Answer:
     if (why := unmarked(facts.run).get("optimizer")) is not None:
         lacks = f"how long the update takes: {why}"
-        return CannotTell(label="optimizer_bound", lacks=lacks, rerun="it with the optimizer given to Probe.attach")
+        return CannotTell(
+            label="optimizer_bound", lacks=lacks, rerun="the run with the optimizer given to Probe.attach"
+        )
     removed = {"optimizer": facts.own["optimizer"]}
     seconds = float(facts.own["optimizer"].mean())
     parameters = facts.summary["model"]["parameters"]
