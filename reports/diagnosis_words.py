@@ -8,8 +8,11 @@ from typing import Any
 from .units import milliseconds, size
 
 Row = Mapping[str, Any]
-# Of the cores: from here on what others kept busy is told beside a verdict that stands.
-CROWDED = 0.1
+_AGAINST_SAID: Mapping[str | None, str] = {
+    None: "",
+    "more": ", and the change bought more: it removes something else as well, or the diagnosis said too little",
+    "less": ", and the change bought less: it removes a part of it, or the diagnosis said too much",
+}
 
 
 def first_of(diagnosis: Row) -> Row | None:
@@ -76,9 +79,10 @@ def bought(row: Row, verdict: str) -> list[str]:
         ci95 = row["cause_ci95"]
         spread = "" if ci95 is None else f" [{ci95[0]:.0%}, {ci95[1]:.0%}]"
         said = f"removing {row['label']} altogether was said to buy {row['cause_share']:.0%}{spread} of a step"
-        lines.append(f"{said}{_apart(row)}")
-    if (others := row.get("others_cores_share")) is not None and others >= CROWDED and row["verdict"] != "cannot tell":
-        lines.append(f"while these ran, others kept {others:.0%} of the cores busy: a quiet host may show another gain")
+        lines.append(f"{said}{_AGAINST_SAID[row.get('against_said')]}")
+    if row.get("crowded") and row["verdict"] != "cannot tell":
+        others = f"others kept {row['others_cores_share']:.0%} of the cores busy"
+        lines.append(f"while these ran, {others}: a quiet host may show another gain")
     if row["verdict"] == "cannot tell" and why is None:
         lines += _would_tell(row)
     if row["label"] == "memory_pressure" and (memory := row.get("peak_memory")) is not None:
@@ -89,18 +93,6 @@ def bought(row: Row, verdict: str) -> list[str]:
     elif row["decides_learning"]:
         lines.append(f"how well it learns is not known: {row['reasons']['learns']}")
     return lines
-
-
-def _apart(row: Row) -> str:
-    """Where what was bought and what was said have no value in common."""
-    bought, said = row["ci95"], row["cause_ci95"]
-    if row["per"] != "step" or bought is None or said is None:
-        return ""
-    if bought[0] > said[1]:
-        return ", and the change bought more: it removes something else as well, or the diagnosis said too little"
-    if bought[1] < said[0]:
-        return ", and the change bought less: it removes a part of it, or the diagnosis said too much"
-    return ""
 
 
 def _would_tell(row: Row) -> Sequence[str]:

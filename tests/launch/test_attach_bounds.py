@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,6 @@ from torch import nn
 
 BATCHES = [torch.ones(4, 3)] * 3
 Loop = tuple[Probe, nn.Module, torch.optim.Optimizer]
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Loop]:
-    """A probe on one rank, whose first step is warm-up."""
-    model = nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = scalelab.Probe.attach(model, optimizer, out=tmp_path, warmup=1)
-    yield probe, model, optimizer
-    probe.close()
 
 
 def epoch(loop: Loop) -> None:

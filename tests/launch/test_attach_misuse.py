@@ -22,16 +22,6 @@ Loop = tuple[Probe, nn.Module, torch.optim.Optimizer]
 Say = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Loop]:
-    """A probe on one rank, whose first step is warm-up."""
-    model = nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = scalelab.Probe.attach(model, optimizer, out=tmp_path, warmup=1)
-    yield probe, model, optimizer
-    probe.close()
-
-
 def update(loop: Loop, batches: Iterator[Any], draws: int = 1) -> None:
     """A step of so many micro-batches."""
     probe, model, optimizer = loop

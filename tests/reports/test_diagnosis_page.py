@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from scalelab.profiles.analysis.diagnosis.bought import against_said
 from scalelab.profiles.analysis.diagnosis.diagnose import _whose
 from scalelab.profiles.analysis.load import load_run
 from scalelab.profiles.analysis.pictures import pictures
@@ -81,13 +82,15 @@ def test_what_a_change_bought_is_held_against_what_was_said(ci95: list[float], w
     row: dict[str, Any] = {
         "label": "input_bound", "options": {"prefetch": 2}, "verdict": "faster", "per": "step", "counts": "steps alone",
         "saved_share": sum(ci95) / 2, "ci95": ci95, "cause_share": 0.38, "cause_ci95": [0.37, 0.39], "rounds": 3,
-        "needed": 3, "others_cores_share": 0.8, "learns": None, "decides_learning": False, "reasons": {},
+        "against_said": against_said((ci95[0], ci95[1]), (0.37, 0.39)),
+        "needed": 3, "others_cores_share": 0.8, "crowded": True, "learns": None, "decides_learning": False,
+        "reasons": {},
     }  # fmt: skip
     lines = bought(row, "input_bound")
     assert any("others kept 80% of the cores busy" in line for line in lines)
     said = next(line for line in lines if "was said to buy" in line)
     assert word in said if word else "the change bought" not in said
-    assert "cores" not in "\n".join(bought({**row, "others_cores_share": 0.05}, "input_bound"))
+    assert "cores" not in "\n".join(bought({**row, "crowded": False}, "input_bound"))
 
 
 def test_a_share_says_which_step_it_is_of() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..effects import Against
 from ..load import Run, load_run
 from ..verdict import CONFIDENCE, MARGIN, MOST_REPEATS, ratio_effect, repeats_needed
 from .host import core_use
+from .thresholds import LIMITS
 
 _WORDS = {"higher": "slower", "lower": "faster", "no change": "no change", "cannot tell": "cannot tell"}
 # Steps whose mean loss is held against the other side's: one step's says little.
@@ -36,8 +37,9 @@ def bought(
 ) -> dict[str, Any]:
     """`saved_share` of a step's time (of a sample's, where batches differ) with its 95 % interval between runs and the
     verdict: `faster`, `slower`, `no change`, `cannot tell`. Counted with what lies between steps, where that is known.
-    `cause_share` is what removing the cause altogether was said to buy. `learns`: where the batch or the precision was
-    changed, whether the loss got as far. `reasons` of nulls."""
+    `cause_share` is what removing the cause altogether was said to buy; `against_said`, whether the change surely
+    bought `more` or `less` of a step. `crowded`: others kept enough of the cores busy to matter. `learns`: where the
+    batch or the precision was changed, whether the loss got as far. `reasons` of nulls."""
     held = compare(before, after)
     reasons: dict[str, str] = {}
     took, counts = _time(before, after, held["per"])
@@ -61,6 +63,7 @@ def bought(
     crowd = others_cores_share([load_run(RunFolder(run.path)) for side in (before, after) for run in side.runs])
     if crowd is None:
         reasons["others_cores_share"] = "the hosts of these runs were not read often enough"
+    saved = None if effect.ci95 is None else (-effect.ci95[1], -effect.ci95[0])
     if share is None:
         reasons["cause_share"] = "it was no matter of time"
     return {
@@ -70,18 +73,27 @@ def bought(
         "per": held["per"],
         "counts": counts,
         "saved_share": -effect.effect,
-        "ci95": None if effect.ci95 is None else [-effect.ci95[1], -effect.ci95[0]],
+        "ci95": None if saved is None else list(saved),
         "cause_share": share,
         "cause_ci95": None if ci95 is None else list(ci95),
+        "against_said": against_said(saved, ci95) if held["per"] == "step" else None,
         "rounds": min(len(before.runs), len(after.runs)),
         "needed": needed,
         "others_cores_share": crowd,
+        "crowded": crowd is not None and crowd >= LIMITS.others_cores_share,
         "peak_memory": _peak_memory(before.runs, after.runs, reasons),
         "decides_learning": decides,
         "learns": learns,
         "runs": {"before": [run.name for run in before.runs], "after": [run.name for run in after.runs]},
         "reasons": reasons,
     }
+
+
+def against_said(saved: tuple[float, float] | None, said: tuple[float, float] | None) -> Literal["more", "less"] | None:
+    """Whether a change bought `more` or `less` than was said, by intervals that have no value in common."""
+    if saved is None or said is None:
+        return None
+    return "more" if saved[0] > said[1] else "less" if saved[1] < said[0] else None
 
 
 def others_cores_share(runs: Sequence[Run]) -> float | None:
